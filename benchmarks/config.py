@@ -1,0 +1,107 @@
+"""Configs: TOML in, frozen dataclass out; an unknown key is an error that names the nearest known one.
+
+    @config
+    class DmdConfig:
+        guidance_scale: float = 4.5   # of the teacher; 1 = off
+
+    read_toml(DmdConfig, Path("dmd.toml"), overrides=["guidance_scale=3"])
+
+Validation is pydantic's (strict: "3" is no number, 3 is a fine float); ranges are checked in `__post_init__`
+by raising ValueError.
+"""
+
+import json
+import tomllib
+from collections.abc import Iterable, Mapping
+from dataclasses import fields, is_dataclass
+from pathlib import Path
+from typing import Any, TypeVar, dataclass_transform, get_args
+
+from pydantic import ConfigDict, TypeAdapter, ValidationError
+from pydantic.dataclasses import dataclass as pydantic_dataclass
+
+from metrics.base import UserError, nearest
+
+T = TypeVar("T")
+__all__ = ["UserError", "as_table", "build", "config", "nearest", "read_toml"]
+
+
+@dataclass_transform(frozen_default=True, kw_only_default=True)
+def config(cls: type[T]) -> type[T]:
+    """Class decorator: a frozen, keyword-only dataclass, strictly validated, that refuses unknown keys."""
+    rules = ConfigDict(extra="forbid", strict=True)
+    return pydantic_dataclass(frozen=True, kw_only=True, config=rules)(cls)
+
+
+def build(cls: type[T], table: Mapping[str, Any], where: str) -> T:
+    """Make a config from one table; `where` opens every error, such as "dmd.toml".
+
+    Raises UserError for an unknown key, a wrong type or a value out of range."""
+    try:
+        # By way of JSON: there, strict validation still takes a table for a dataclass and an array for a tuple.
+        return TypeAdapter(cls).validate_json(json.dumps(table, default=str))
+    except ValidationError as error:
+        raise UserError("; ".join(_explain(cls, detail, where) for detail in error.errors())) from error
+
+
+def read_toml(cls: type[T], path: Path, overrides: Iterable[str] = ()) -> T:
+    """Read a config file; each override is "dotted.key=value" with a TOML value (bare words are strings).
+
+    Raises UserError for a missing or malformed file, and as `build` does."""
+    table = parse_toml(path)
+    for override in overrides:
+        key, equals, value = override.partition("=")
+        if not equals:
+            raise UserError(f"--set {override}: expected key=value")
+        _assign(table, key.strip().split("."), _toml_value(value.strip()), override)
+    return build(cls, table, str(path))
+
+
+def parse_toml(path: Path) -> dict[str, Any]:
+    """Return a TOML file's table. Raises UserError where it is missing or malformed."""
+    try:
+        return tomllib.loads(path.read_text(encoding="utf-8"))
+    except FileNotFoundError as error:
+        raise UserError(f"{path}: no such file") from error
+    except (tomllib.TOMLDecodeError, UnicodeDecodeError) as error:
+        raise UserError(f"{path}: not valid TOML: {error}") from error
+
+
+def as_table(settings: Any) -> dict[str, Any]:
+    """Return a config as plain, JSON-ready values, defaults included."""
+    return TypeAdapter(type(settings)).dump_python(settings, mode="json")
+
+
+def _toml_value(text: str) -> Any:
+    try:
+        return tomllib.loads(f"value = {text}")["value"]
+    except tomllib.TOMLDecodeError:
+        return text  # a bare word: --set rl=grpo
+
+
+def _assign(table: dict[str, Any], keys: list[str], value: Any, override: str) -> None:
+    for key in keys[:-1]:
+        table = table.setdefault(key, {})
+        if not isinstance(table, dict):
+            raise UserError(f"--set {override}: {key!r} is a value, not a table")
+    table[keys[-1]] = value
+
+
+def _explain(cls: type, detail: Any, where: str) -> str:
+    path = [str(part) for part in detail["loc"]]
+    dotted = ".".join(path)
+    if detail["type"] == "unexpected_keyword_argument":
+        return f"{where}: unknown key {dotted!r}; {nearest(path[-1], _known_keys(cls, path[:-1]))}"
+    if detail["type"] == "missing":
+        return f"{where}: key {dotted!r} is missing"
+    message = detail["msg"].removeprefix("Value error, ")
+    return f"{where}: {dotted}: {message}, not {detail['input']!r}" if dotted else f"{where}: {message}"
+
+
+def _known_keys(cls: type, path: list[str]) -> list[str]:
+    """Names of the fields of the (nested) dataclass at `path`."""
+    for part in path:
+        kinds = {f.name: f.type for f in fields(cls)} if is_dataclass(cls) else {}
+        kind = kinds.get(part, cls)  # an index into a tuple of configs leaves the class as it is
+        cls = next((inner for inner in (kind, *get_args(kind)) if is_dataclass(inner)), cls)
+    return [f.name for f in fields(cls)]

@@ -1,0 +1,161 @@
+"""Contract 1: what a metric is, and the registry that finds metrics by id.
+
+A metric declares the features it needs and is otherwise a pure function:
+
+    features = ("openai/clip-vit-l-14:image", ...)       run once per batch for all metrics together
+    measure(features, batch) -> rows                     one row per image; the rows are the evidence
+    summarise(rows, prompts) -> Summary                  what every image contributes to the value
+
+A training reward is `measure` over the same features, computed by their differentiable path
+(`metrics.loaded.LoadedMetric.reward`), so that what is trained on and what is reported cannot drift apart.
+
+Axes: B images of one batch, N images of a whole image set, D embedding size.
+"""
+
+import importlib
+import pkgutil
+from collections.abc import Callable, Iterable, Mapping, Sequence
+from dataclasses import dataclass, field
+from difflib import get_close_matches
+from importlib.metadata import entry_points
+from typing import Any, Literal, Protocol, TypeVar
+
+import numpy as np
+from torch import Tensor
+
+Aggregate = Literal["prompts", "categories", "set"]
+Rows = dict[str, Tensor | list[str]]
+Features = Mapping[str, Any]
+
+
+class UserError(ValueError):
+    """A mistake the user can mend: the message says what is wrong, where, and how to mend it (exit code 2)."""
+
+
+def nearest(name: str, known: Iterable[str]) -> str:
+    """Return the end of an error message: the nearest known name, or all of them."""
+    names = sorted(known)
+    close = get_close_matches(name, names, n=1, cutoff=0.5)
+    return f"did you mean {close[0]!r}?" if close else f"known: {', '.join(names) or 'none'}"
+
+
+@dataclass(frozen=True, kw_only=True)
+class Prompt:
+    """One line of a prompt set. `metadata` holds what a judge needs (GenEval: tag, include, exclude)."""
+
+    text: str
+    id: str = ""
+    category: str = ""
+    split: str = ""  # "seen" or "unseen": whether training could have met this combination
+    metadata: Mapping[str, Any] = field(default_factory=dict)
+
+
+@dataclass(frozen=True, kw_only=True)
+class Batch:
+    """B images' prompts and seeds, in the order of the features' rows."""
+
+    prompts: Sequence[Prompt]
+    seeds: Sequence[int]
+
+
+@dataclass(frozen=True, kw_only=True)
+class Card:
+    """A metric's identity: all that a reader must know to compare the number."""
+
+    id: str  # "clip_score"; a variant after a dot: "clip_score.rtdmd"
+    version: int
+    title: str
+    unit: str
+    higher_is_better: bool
+    range: tuple[float, float]  # of one image's raw value; infinite where unbounded
+    source: str  # paper and equation, or the code that defines it
+    description: str  # what the number means, and what it does not
+    variant: str = "official"  # official | corrected | a paper's name
+    perceiver: str = ""  # what perceives: detector, VLM, OCR engine; "" = the encoder of `features`
+    aggregate: Aggregate = "prompts"  # mean over prompts, unweighted mean over categories, or a set statistic
+    differentiable: bool = False
+    preprocessing: str = ""
+    min_images_per_prompt: int = 1
+    image_free: bool = True  # as a reward, it needs no real pictures
+    micro: bool = False  # lives on the micro world only; never comparable with a real metric
+
+
+@dataclass(frozen=True, kw_only=True)
+class Summary:
+    """What a metric says of an image set; exactly one of the two fields is given.
+
+    per_image_N: float32, what each image contributes; `leaderboards.statistics.estimate` turns it, by the card's
+    `aggregate`, into value and interval, so both come from the one vector that the board stores.
+    value: of set statistics (FID), which have no value per image.
+    """
+
+    per_image_N: np.ndarray | None = None
+    value: float | None = None
+
+
+class Metric(Protocol):
+    """The interface of a metric class; see the module's docstring."""
+
+    card: Card
+    features: tuple[str, ...]
+
+    def measure(self, features: Features, batch: Batch) -> Rows:
+        """Return named columns of B rows: tensors [B] or [B, D], or B strings. Main column: "score"."""
+        ...
+
+    def summarise(self, rows: Rows, prompts: Sequence[Prompt]) -> Summary:
+        """Return the summary of N rows and their N prompts, in any order of images."""
+        ...
+
+
+M = TypeVar("M", bound=type)
+_METRICS: dict[str, Callable[[], Metric]] = {}
+
+
+def register(metric: M) -> M:
+    """Class decorator: make a metric known by its card's id. Raises UserError where the id is taken."""
+    identity = metric.card.id
+    if identity in _METRICS:
+        raise UserError(f"metric id {identity!r} is taken twice: rename one of the two classes' cards")
+    _METRICS[identity] = metric
+    return metric
+
+
+def import_package_modules(package: str) -> None:
+    """Import every module of a package, so that its decorators register what it defines."""
+    root = importlib.import_module(package)
+    for module in pkgutil.walk_packages(root.__path__, prefix=f"{package}."):
+        if not module.name.rpartition(".")[2].startswith("_"):
+            importlib.import_module(module.name)
+
+
+def import_entry_points(group: str) -> None:
+    """Import the third-party modules that registered under an entry point group."""
+    for entry in entry_points(group=group):
+        entry.load()
+
+
+def import_plugins(modules: Iterable[str]) -> None:
+    """Import the modules a user named with `--plugin`. Raises UserError where one cannot be found."""
+    for name in modules:
+        try:
+            importlib.import_module(name)
+        except ModuleNotFoundError as error:
+            if error.name is None or not f"{name}.".startswith(f"{error.name}."):
+                raise
+            raise UserError(f"--plugin {name}: no such module; it must be importable from here") from error
+
+
+def available() -> dict[str, Callable[[], Metric]]:
+    """Return every registered metric class by id: the built-in ones, entry points and plugins."""
+    import_package_modules("metrics")
+    import_entry_points("fewstep_bench.metrics")
+    return dict(sorted(_METRICS.items()))
+
+
+def make(identity: str) -> Metric:
+    """Return a new metric by id. Raises UserError naming the nearest id where it is unknown."""
+    known = available()
+    if identity not in known:
+        raise UserError(f"unknown metric {identity!r}; {nearest(identity, known)}")
+    return known[identity]()

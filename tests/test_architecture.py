@@ -1,0 +1,61 @@
+"""Rules of the tree that a reader relies on: which package may import which, how long a piece may grow."""
+
+import ast
+from pathlib import Path
+
+import pytest
+
+ROOT = Path(__file__).resolve().parent.parent
+ALLOWED: dict[str, set[str]] = {
+    "metrics": set(),
+    "leaderboards": set(),
+    "benchmarks": {"metrics", "leaderboards"},
+    "trainers": {"benchmarks", "metrics", "leaderboards"},
+}
+SOURCES = [path for top in ALLOWED for path in sorted((ROOT / top).rglob("*.py"))]
+
+
+def imported_modules(path: Path) -> list[tuple[int, str]]:
+    """Return (line, module) of every absolute import of a file, the lazy ones inside functions too."""
+    found = []
+    for node in ast.walk(ast.parse(path.read_text(encoding="utf-8"))):
+        if isinstance(node, ast.Import):
+            found += [(node.lineno, alias.name) for alias in node.names]
+        elif isinstance(node, ast.ImportFrom) and node.level == 0 and node.module:
+            found.append((node.lineno, node.module))
+    return found
+
+
+@pytest.mark.parametrize("path", SOURCES, ids=lambda path: str(path.relative_to(ROOT)))
+def test_imports_follow_the_arrows(path: Path) -> None:
+    package = path.relative_to(ROOT).parts[0]
+    for line, module in imported_modules(path):
+        target = module.partition(".")[0]
+        if target in ALLOWED:
+            assert target in ALLOWED[package] | {package}, f"{path}:{line}: {package} may not import {target}"
+
+
+def test_leaderboards_never_import_torch() -> None:
+    heavy = {"torch", "torchvision", "diffusers", "transformers"}
+    for path in (ROOT / "leaderboards").rglob("*.py"):
+        names = {module.partition(".")[0] for _, module in imported_modules(path)}
+        assert not names & heavy, f"{path} imports {names & heavy}"
+
+
+@pytest.mark.parametrize("path", SOURCES, ids=lambda path: str(path.relative_to(ROOT)))
+def test_files_and_functions_stay_readable(path: Path) -> None:
+    text = path.read_text(encoding="utf-8")
+    assert len(text.splitlines()) <= 600, f"{path} has outgrown one idea"
+    for node in ast.walk(ast.parse(text)):
+        if isinstance(node, ast.FunctionDef | ast.AsyncFunctionDef):
+            length = (node.end_lineno or node.lineno) - node.lineno + 1
+            assert length <= 70, f"{path}:{node.lineno}: {node.name} has {length} lines"
+
+
+def test_the_top_level_is_fixed() -> None:
+    wanted = {"benchmarks", "trainers", "metrics", "leaderboards", "tests", "pyproject.toml", "tox.ini"}
+    small = {"README.md", "constraints.txt", "LICENSE", "CONTRIBUTING.md", "SECURITY.md"}
+    made = {"runs", "build", "dist", "fewstep_bench.egg-info"}  # git-ignored products of running things
+    present = {path.name for path in ROOT.iterdir() if not path.name.startswith(".")}
+    assert wanted | small <= present
+    assert present - wanted - small - made == set()
