@@ -1,8 +1,8 @@
 """Metrics: what is measured on an image, as a column of a leaderboard or as a reward of a trainer.
 
-    score = metrics.load("micro_clip")
-    score(images, prompts)                     # [B]; PIL images, paths or arrays
-    score.reward(images_BCHW, prompts)         # [B], differentiable where the metric's card says so
+score = metrics.load("micro_clip")
+score(images, prompts)                     # [B]; PIL images, paths or arrays
+score.reward(images_BCHW, prompts)         # [B], differentiable where the metric's card says so
 """
 
 from metrics.base import Prompt, UserError, available

@@ -100,7 +100,8 @@ class Metric(Protocol):
     features: tuple[str, ...]
 
     def measure(self, features: Features, batch: Batch) -> Rows:
-        """Return named columns of B rows: tensors [B] or [B, D], or B strings. Main column: "score"."""
+        """Return named columns of B rows: tensors [B] or [B, D], or B strings. Main column: "score",
+        where an image has one without the others of its prompt."""
         ...
 
     def summarise(self, rows: Rows, prompts: Sequence[Prompt]) -> Summary:
@@ -108,7 +109,17 @@ class Metric(Protocol):
         ...
 
 
-M = TypeVar("M", bound=type)
+class PerImage:
+    """Base of metrics whose value is an average of the column "score"."""
+
+    def summarise(self, rows: Rows, prompts: Sequence[Prompt]) -> Summary:
+        """Return the scores themselves: each image contributes its own."""
+        score_N = rows["score"]
+        assert isinstance(score_N, Tensor)
+        return Summary(per_image_N=score_N.detach().float().cpu().numpy())
+
+
+M = TypeVar("M", bound=type[Any])
 _METRICS: dict[str, Callable[[], Metric]] = {}
 
 

@@ -62,7 +62,7 @@ def as_pil(picture: Picture, name: str = "image") -> Image.Image:
             raise UserError(f"{name}: {problem}")
         return picture if picture.mode == "RGB" else picture.convert("RGB")
     if isinstance(picture, np.ndarray):
-        picture = torch.from_numpy(np.ascontiguousarray(picture))
+        picture = torch.from_numpy(np.array(picture))
         picture = picture.permute(2, 0, 1) if picture.ndim == 3 else picture
     if not isinstance(picture, Tensor):
         raise UserError(f"{name}: {type(picture).__name__} is no picture; pass a PIL image, a path or an array")
@@ -100,9 +100,9 @@ def to_pil(images_BCHW: Tensor) -> list[Image.Image]:
     return [Image.fromarray(array) for array in arrays]
 
 
-def as_pils(pictures: Sequence[Picture] | Tensor | np.ndarray) -> list[Image.Image]:
-    """Return a batch of accepted pictures (`as_pil`) as RGB images; an error names the image's position."""
-    return [as_pil(picture, f"image {index}") for index, picture in enumerate(pictures)]
+def as_pils(pictures: Sequence[Picture] | Tensor | np.ndarray, first: int = 0) -> list[Image.Image]:
+    """Return accepted pictures (`as_pil`) as RGB images; an error names the position, counted from `first`."""
+    return [as_pil(picture, f"image {index}") for index, picture in enumerate(pictures, first)]
 
 
 def _problem(image: Image.Image) -> str:

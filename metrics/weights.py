@@ -7,7 +7,6 @@ Only safetensors are read. A pickle can run code when it is opened, and so can a
 import hashlib
 import json
 from dataclasses import dataclass
-from functools import cache
 from pathlib import Path
 from typing import Any
 
@@ -71,13 +70,8 @@ class WeightFolder:
     def digest(self) -> str:
         """Return the sha256 over names and contents of the files a model is built from."""
         self.check()
-        return _digest(tuple(sorted(file for file in self.path.iterdir() if file.suffix in READ)))
-
-
-@cache
-def _digest(files: tuple[Path, ...]) -> str:
-    total = hashlib.sha256()
-    for file in files:
-        with file.open("rb") as content:
-            total.update(f"{file.name} {hashlib.file_digest(content, 'sha256').hexdigest()}\n".encode())
-    return total.hexdigest()
+        total = hashlib.sha256()
+        for file in sorted(file for file in self.path.iterdir() if file.suffix in READ):
+            with file.open("rb") as content:
+                total.update(f"{file.name} {hashlib.file_digest(content, 'sha256').hexdigest()}\n".encode())
+        return total.hexdigest()

@@ -1,0 +1,1 @@
+"""Encoders of whole model families, each made from nothing but a folder of weights."""

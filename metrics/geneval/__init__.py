@@ -1,0 +1,1 @@
+"""GenEval: the verdict engine, and metrics that feed it with detections."""

@@ -1,0 +1,154 @@
+"""Metrics made ready to use: several at once for scoring (`Scorer`), or one as a function and as a reward.
+
+Both run the same `measure` on the same features, so a reward is the metric, not a copy of it.
+Axes: B images and their B prompts, C = 3 channels, H x W pixels, N images over all batches.
+"""
+
+import hashlib
+from collections.abc import Iterable, Mapping, Sequence
+
+import numpy as np
+import torch
+from PIL import Image
+from torch import Tensor
+
+from metrics.base import Batch, Card, Features, Metric, Prompt, Rows, UserError, make
+from metrics.features import FeatureRunner
+from metrics.images import Picture, as_pils
+
+Prompts = Sequence[str | Prompt]
+
+
+class Scorer:
+    """Scores batches of images with several metrics; what they share is computed once."""
+
+    def __init__(self, ids: Iterable[str], device: str | torch.device = "cpu") -> None:
+        """Raises: UserError where an id is unknown, naming the nearest one."""
+        self.metrics: Mapping[str, Metric] = {identity: make(identity) for identity in ids}
+        self.device = torch.device(device)
+        self._runner = FeatureRunner((key for m in self.metrics.values() for key in m.features), self.device)
+
+    def card(self, identity: str) -> Card:
+        """Return a metric's card."""
+        return self.metrics[identity].card
+
+    def missing(self, identity: str) -> str | None:
+        """Return why a metric cannot be computed here and what mends it, or None where it can be."""
+        reasons = (self._runner.missing(key) for key in self.metrics[identity].features)
+        return next((reason for reason in reasons if reason), None)
+
+    def weights_digest(self, identity: str) -> str:
+        """Return the sha256 over all weights behind a metric; "" where nothing is learned."""
+        digests = [self._runner.weights_digest(key) for key in self.metrics[identity].features]
+        distinct = sorted({digest for digest in digests if digest})
+        return hashlib.sha256("\n".join(distinct).encode()).hexdigest() if distinct else ""
+
+    def features(self, images: Sequence[Image.Image], batch: Batch) -> Features:
+        """Return all metrics' features of B RGB images. Raises UserError where weights are missing or damaged."""
+        if not len(images) == len(batch.prompts) == len(batch.seeds):
+            raise UserError(
+                f"{len(images)} images, {len(batch.prompts)} prompts, {len(batch.seeds)} seeds: pair them"
+            )
+        return self._runner.run(images, batch.prompts)
+
+    @torch.no_grad()
+    def measure(self, identity: str, features: Features, batch: Batch) -> Rows:
+        """Return one metric's rows, tensors on the CPU. Raises UserError naming metric and image for a NaN."""
+        rows = self.metrics[identity].measure(features, batch)
+        rows = {name: column.cpu() if isinstance(column, Tensor) else column for name, column in rows.items()}
+        check_finite(identity, rows, batch)
+        return rows
+
+    def score(self, images: Sequence[Image.Image], batch: Batch) -> dict[str, Rows]:
+        """Return all metrics' rows of B RGB images by id; errors as of `features` and `measure`."""
+        features = self.features(images, batch)
+        return {identity: self.measure(identity, features, batch) for identity in self.metrics}
+
+
+class LoadedMetric:
+    """One metric as a function of images and prompts. Weights are read at the first call."""
+
+    def __init__(self, identity: str, device: str | torch.device = "cpu", batch_size: int = 32) -> None:
+        """Raises: UserError where the id is unknown, naming the nearest one."""
+        self.metric = make(identity)
+        self.card = self.metric.card
+        self.batch_size = batch_size
+        self._runner = FeatureRunner(self.metric.features, device)
+
+    def __call__(self, images: Sequence[Picture] | Tensor | np.ndarray, prompts: Prompts) -> Tensor:
+        """Return float32 [N]: what each image contributes to the metric's value, on the CPU.
+
+        For most metrics that is the image's score; for diversity, its share among the images of its prompt.
+        images: PIL images, paths, arrays [H, W, 3] or tensors [3, H, W]; uint8, or floats in [0, 1].
+        Raises: UserError where images and prompts do not pair up, a picture or weights cannot be read, a score is
+        not finite, or the metric is a statistic of a whole set.
+        """
+        paired = _pair(self.card.id, len(images), prompts)
+        parts: list[Rows] = []
+        for start in range(0, len(paired), self.batch_size):
+            batch = _batch(paired[start : start + self.batch_size])
+            pictures = as_pils(images[start : start + self.batch_size], first=start)
+            with torch.no_grad():
+                parts.append(self.metric.measure(self._runner.run(pictures, batch.prompts), batch))
+            check_finite(self.card.id, parts[-1], batch)
+        per_image_N = self.metric.summarise(concatenate(parts), paired).per_image_N
+        if per_image_N is None:
+            raise UserError(f"{self.card.id}: a statistic of a whole set has no value per image")
+        return torch.from_numpy(per_image_N)
+
+    def reward(self, images_BCHW: Tensor, prompts: Prompts) -> Tensor:
+        """Return scores_B, differentiable in images_BCHW (floats in [0, 1]): the same measure, tensor preprocessing.
+
+        Raises: UserError where the metric is not differentiable, shapes do not fit or a score is not finite.
+        """
+        if not self.card.differentiable:
+            raise UserError(f"{self.card.id} is not differentiable; call it on images, as a reward without gradient")
+        if images_BCHW.ndim != 4 or images_BCHW.shape[1] != 3 or not images_BCHW.is_floating_point():
+            shape, dtype = tuple(images_BCHW.shape), images_BCHW.dtype
+            raise UserError(f"{self.card.id}: images {shape} {dtype}; pass floats in [0, 1] of shape [B, 3, H, W]")
+        batch = _batch(_pair(self.card.id, len(images_BCHW), prompts))
+        rows = self.metric.measure(self._runner.run_tensors(images_BCHW, batch.prompts), batch)
+        check_finite(self.card.id, rows, batch)
+        score_B = rows["score"]
+        assert isinstance(score_B, Tensor)
+        return score_B
+
+
+def check_finite(identity: str, rows: Rows, batch: Batch) -> None:
+    """Raise UserError naming metric and image where a row holds a NaN or an infinity: it is never stored."""
+    for name, column in rows.items():
+        if not isinstance(column, Tensor):
+            continue
+        finite_B = column.detach().isfinite().reshape(len(column), -1).all(dim=1)
+        if not finite_B.all():
+            worst = int(finite_B.logical_not().nonzero()[0])
+            prompt = batch.prompts[worst]
+            raise UserError(
+                f"{identity}: {name} of the image of prompt {prompt.id or prompt.text!r}, seed {batch.seeds[worst]}, "
+                "is not finite; look at that image and at the metric's weights"
+            )
+
+
+def concatenate(parts: Sequence[Rows]) -> Rows:
+    """Return the rows of all batches as one."""
+    rows: Rows = {}
+    for name, first in parts[0].items():
+        columns = [part[name] for part in parts]
+        if isinstance(first, Tensor):
+            rows[name] = torch.cat([column for column in columns if isinstance(column, Tensor)])
+        else:
+            rows[name] = [text for column in columns for text in column if isinstance(text, str)]
+    return rows
+
+
+def _batch(prompts: Sequence[Prompt]) -> Batch:
+    return Batch(prompts=prompts, seeds=range(len(prompts)))
+
+
+def _pair(identity: str, count: int, prompts: Prompts) -> list[Prompt]:
+    """Return B Prompts for B images. Raises UserError where there are none, or another number of them."""
+    if isinstance(prompts, (str, Prompt)):
+        raise UserError(f"{identity}: pass a list of prompts, one for each image")
+    if count == 0 or count != len(prompts):
+        raise UserError(f"{identity}: {count} images, {len(prompts)} prompts; pass one prompt for each image")
+    return [prompt if isinstance(prompt, Prompt) else Prompt(text=prompt) for prompt in prompts]
