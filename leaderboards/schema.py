@@ -8,6 +8,7 @@ Evidence table columns: task, metric, prompt_id, category, split (str), seed (in
 """
 
 import json
+import math
 from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import Annotated, Any, Literal
@@ -17,17 +18,36 @@ from pydantic import BaseModel, ConfigDict, Field, ValidationError, model_valida
 SCHEMA_VERSION = 1
 MIGRATIONS: Mapping[int, Callable[[dict[str, Any]], dict[str, Any]]] = {}  # from version n to n + 1
 
+MAX_FILE_BYTES = 2**24
+LARGEST = 1e30  # of a number: far above every metric, and its square and cube are still finite
+
 Digest = Annotated[str, Field(pattern=r"^[0-9a-f]{64}$")]
-Name = Annotated[str, Field(min_length=1, max_length=200, pattern=r"^[^/\\\x00-\x1f]+$")]
+# No separators, no control characters, and none that turn the direction of the text around a name.
+Name = Annotated[
+    str,
+    Field(
+        min_length=1,
+        max_length=200,
+        pattern=r"^[^/\\\x00-\x1f\x7f-\x9f\u200e\u200f\u2028-\u202e\u2066-\u2069]+$",
+    ),
+]
+Number = Annotated[float, Field(ge=-LARGEST, le=LARGEST)]
+Count = Annotated[int, Field(ge=0, le=2**53)]
 JsonValue = bool | int | float | str | None | list[Any] | dict[str, Any]
 
 
 class ResultError(ValueError):
-    """A result file the user gave is not valid: the message says which file, where, and why (exit code 2)."""
+    """A result file the user gave is not valid: the message says which file, where, and why (exit code 2).
+
+    One printable line whatever stands in the file: names and keys of others are quoted in it."""
+
+    def __init__(self, message: str) -> None:
+        line = "".join(c if c.isprintable() else c.encode("unicode_escape").decode() for c in message)
+        super().__init__(line if len(line) <= 500 else f"{line[:400]} … {line[-99:]}")
 
 
 class Strict(BaseModel):
-    model_config = ConfigDict(extra="forbid", frozen=True, allow_inf_nan=False)
+    model_config = ConfigDict(extra="forbid", frozen=True, strict=True, allow_inf_nan=False)
 
 
 class Training(Strict):
@@ -38,7 +58,7 @@ class Training(Strict):
     seed: int
     rewards: list[str]  # metric ids it was trained on
     image_free: bool  # needed no real pictures
-    network_passes: int  # of the denoiser, forward and backward each counted once
+    network_passes: Count  # of the denoiser, forward and backward each counted once
     curves: list[dict[str, JsonValue]] = []  # canary points: {"iteration": ..., "<metric id>": ...}
 
 
@@ -52,11 +72,11 @@ class Model(Strict):
 
 
 class CategoryValue(Strict):
-    value: float
-    low: float | None = None  # 95 % interval
-    high: float | None = None
-    n_prompts: int
-    n_images: int
+    value: Number
+    low: Number | None = None  # 95 % interval
+    high: Number | None = None
+    n_prompts: Count
+    n_images: Count
 
 
 class MetricResult(Strict):
@@ -73,11 +93,11 @@ class MetricResult(Strict):
     micro: bool = False
     status: Literal["ok", "skipped", "failed"]
     reason: str = ""  # and the command that mends it
-    value: float | None = None
-    low: float | None = None
-    high: float | None = None
-    n_prompts: int = 0
-    n_images: int = 0
+    value: Number | None = None
+    low: Number | None = None
+    high: Number | None = None
+    n_prompts: Count = 0
+    n_images: Count = 0
     categories: dict[str, CategoryValue] = {}
     splits: dict[str, CategoryValue] = {}  # "seen" / "unseen"
     weights_digest: Digest | None = None  # of the metric's own networks
@@ -97,29 +117,29 @@ class Task(Strict):
     name: Name
     prompt_set: str
     prompts_digest: Digest
-    n_prompts: int
-    images_per_prompt: int
+    n_prompts: Count
+    images_per_prompt: Count
     protocol: dict[str, JsonValue]
     protocol_digest: Digest
-    nfe: int | None  # network passes per image, counted; None for pictures made elsewhere
+    nfe: Count | None  # network passes per image, counted; None for pictures made elsewhere
     metrics: dict[str, MetricResult]  # by card id
     status: Literal["ok", "skipped", "partial"] = "ok"
     reason: str = ""
 
 
 class Cost(Strict):
-    parameters: int | None  # of the denoiser
-    nfe: int | None
+    parameters: Count | None  # of the denoiser
+    nfe: Count | None
 
 
 class Evidence(Strict):
     file: Name
     digest: Digest
-    rows: int
+    rows: Count
 
 
 class Result(Strict):
-    schema_version: Literal[1] = SCHEMA_VERSION
+    schema_version: Literal[1] = 1
     kind: Literal["measured", "reported"] = "measured"
     status: Literal["ranked", "synthetic", "partial"] = "ranked"  # only "ranked" enters a ranking
     model: Model
@@ -135,9 +155,9 @@ class Result(Strict):
 
 def upgrade(table: dict[str, Any]) -> dict[str, Any]:
     """Lift an older result to the present version. Raises ResultError for a newer or missing version."""
-    version = table.get("schema_version")
-    if not isinstance(version, int):
-        raise ResultError("no schema_version: not a fewstep-bench result")
+    version: Any = table.get("schema_version")
+    if not isinstance(version, int) or version < min(MIGRATIONS, default=SCHEMA_VERSION):
+        raise ResultError("no known schema_version: not a fewstep-bench result")
     if version > SCHEMA_VERSION:
         raise ResultError(f"schema_version {version} is newer than {SCHEMA_VERSION}: update fewstep-bench")
     while version < SCHEMA_VERSION:
@@ -149,12 +169,18 @@ def upgrade(table: dict[str, Any]) -> dict[str, Any]:
 def read_result(path: Path) -> Result:
     """Read and validate one result file. Raises ResultError naming file, key and fault."""
     try:
-        table = json.loads(path.read_text(encoding="utf-8"))
+        if path.stat().st_size > MAX_FILE_BYTES:
+            raise ResultError(f"larger than {MAX_FILE_BYTES // 2**20} MiB: not a fewstep-bench result")
+        text = path.read_text(encoding="utf-8")
+        table = json.loads(text, parse_constant=_finite, parse_float=_finite)
         if not isinstance(table, dict):
             raise ResultError("expected a JSON object")
+        json.dumps(table, ensure_ascii=False).encode()  # half a surrogate pair cannot be written anywhere
         return Result.model_validate(upgrade(table))
-    except FileNotFoundError as error:
-        raise ResultError(f"{path}: no such file") from error
+    except OSError as error:
+        raise ResultError(f"{path}: {error.strerror or error}") from error
+    except RecursionError as error:
+        raise ResultError(f"{path}: nested too deeply") from error
     except ValidationError as error:
         first = error.errors()[0]
         where = ".".join(str(part) for part in first["loc"]) or "result"
@@ -163,6 +189,20 @@ def read_result(path: Path) -> Result:
         raise ResultError(f"{path}: {error}") from error
 
 
+def json_schema() -> str:
+    """Return the text of `schema.json`, the JSON Schema of a result."""
+    schema = {"$schema": "https://json-schema.org/draft/2020-12/schema", **Result.model_json_schema()}
+    return json.dumps(schema, indent=2, sort_keys=True) + "\n"
+
+
 def dump_result(result: Result) -> str:
     """Return the canonical text of a result: sorted keys, two spaces, a closing newline."""
     return json.dumps(result.model_dump(mode="json"), indent=2, sort_keys=True, ensure_ascii=False) + "\n"
+
+
+def _finite(text: str) -> float:
+    """Parse a JSON number, refusing what JSON does not have: NaN, Infinity, and 1e999, which would become it."""
+    number = float(text)
+    if not math.isfinite(number):
+        raise ResultError(f"{text} is not a finite number")
+    return number

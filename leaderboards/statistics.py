@@ -1,0 +1,233 @@
+"""What may be said of a number: intervals, paired tests and rank bands, all clustered by prompt.
+
+Images of one prompt are not independent, prompts are: so every random draw moves whole prompts.
+
+    point      mean over the images of a prompt, then over prompts; for "categories" over the prompts of a
+               category, then the unweighted mean of categories
+    interval   95 %, bootstrap over prompts, stratified by category for "categories"
+    test       paired over (prompt, seed): sign flips of the prompts' mean differences, two-sided
+    bands      models whose difference survives max-T over all pairs; "2-4" = two or more places are possible
+
+The draws, and their sources: leaderboards.resampling. Holm 1979; rank sets from pairwise tests: Mogstad et al. 2024.
+The same rows give the same bits in every order and on every machine; means are exactly rounded (`math.fsum`).
+
+Axes: N images, P prompts, M models.
+"""
+
+import math
+from collections.abc import Iterable, Iterator, Sequence
+from dataclasses import dataclass
+from typing import Literal
+
+import numpy as np
+
+from leaderboards.resampling import LEVEL, bca_interval, max_t, sign_flip_p
+from leaderboards.schema import ResultError
+
+Aggregate = Literal["prompts", "categories"]
+REPLICATES = 9_999  # with R + 1 = 10,000 the 2.5 % points are order statistics, not interpolations
+
+
+@dataclass(frozen=True, kw_only=True)
+class Scores:
+    """The evidence of one metric on one task: N rows, one per image, in any order."""
+
+    values_N: np.ndarray  # float32 or float64, finite
+    prompt_ids: Sequence[str]
+    seeds: Sequence[int]
+    categories: Sequence[str]
+    splits: Sequence[str] = ()
+
+
+@dataclass(frozen=True)
+class Estimate:
+    """A value with its 95 % interval; no interval (None) where the prompts cannot tell how much they vary."""
+
+    value: float
+    low: float | None
+    high: float | None
+    n_prompts: int
+    n_images: int
+
+
+@dataclass(frozen=True)
+class Breakdown:
+    """A metric's value in all, by category and by split, as a result file holds it."""
+
+    total: Estimate
+    categories: dict[str, Estimate]
+    splits: dict[str, Estimate]
+
+
+@dataclass(frozen=True)
+class Comparison:
+    """The paired difference a - b with its 95 % interval and two-sided p; unpaired rows took no part."""
+
+    difference: float
+    low: float | None
+    high: float | None
+    p: float
+    n_prompts: int
+    n_pairs: int
+    n_unpaired: int
+
+
+def estimate(
+    values_N: np.ndarray,
+    prompt_ids: Sequence[str],
+    categories: Sequence[str],
+    aggregate: Aggregate,
+    seed: int = 0,
+    replicates: int = REPLICATES,
+) -> Estimate:
+    """Return point and 95 % interval of N images' values, whatever the order of the rows.
+
+    The interval is None where it would be a guess: a single prompt, a category of a single prompt (for
+    "categories"), or prompts that all agree, such as 30 of 30 right; and with replicates = 0.
+    Raises ResultError for no rows, unequal lengths, a value that is not finite, a prompt in two categories."""
+    prompts = _Prompts.of(values_N, prompt_ids, categories, aggregate)
+    low, high = bca_interval(prompts.means_P, prompts.strata_P, seed, replicates)
+    return Estimate(prompts.mean(), low, high, len(prompts.means_P), len(values_N))
+
+
+def breakdown(scores: Scores, aggregate: Aggregate, seed: int = 0, replicates: int = REPLICATES) -> Breakdown:
+    """Return what a result states of one metric. A category is a mean over its prompts; a split ("seen", "unseen")
+    is aggregated as the whole is, over the categories it has. Rows without a label take part in the total only."""
+
+    def part(chosen_N: np.ndarray, how: Aggregate) -> Estimate:
+        chosen = (ids[chosen_N].tolist(), labels[chosen_N].tolist())
+        return estimate(scores.values_N[chosen_N], *chosen, how, seed, replicates)
+
+    ids, labels, splits = (np.asarray(x, str) for x in (scores.prompt_ids, scores.categories, scores.splits))
+    everything = np.ones(len(ids), bool)
+    return Breakdown(
+        total=part(everything, aggregate),
+        categories={name: part(labels == name, "prompts") for name in np.unique(labels).tolist() if name},
+        splits={name: part(splits == name, aggregate) for name in np.unique(splits).tolist() if name},
+    )
+
+
+def compare(
+    a: Scores, b: Scores, aggregate: Aggregate = "prompts", seed: int = 0, replicates: int = REPLICATES
+) -> Comparison:
+    """Return the difference a - b over the (prompt, seed) pairs that both have.
+
+    Raises ResultError where they share none, or a key occurs twice."""
+    rows_a, rows_b = _by_key(a), _by_key(b)
+    keys = sorted(rows_a.keys() & rows_b.keys())
+    if not keys:
+        raise ResultError("nothing to compare: no (prompt, seed) occurs in both")
+    values_a, values_b = (np.asarray(x.values_N, np.float64) for x in (a, b))
+    differences_N = np.array([values_a[rows_a[key]] - values_b[rows_b[key]] for key in keys])
+    categories = [a.categories[rows_a[key]] for key in keys]
+    prompts = _Prompts.of(differences_N, [prompt for prompt, _ in keys], categories, aggregate)
+    low, high = bca_interval(prompts.means_P, prompts.strata_P, seed, replicates)
+    p = sign_flip_p(prompts.means_P * prompts.weights_P(), seed, replicates)
+    unpaired = len(rows_a) + len(rows_b) - 2 * len(keys)
+    return Comparison(prompts.mean(), low, high, p, len(prompts.means_P), len(keys), unpaired)
+
+
+def holm(p_values: Sequence[float]) -> list[float]:
+    """Return Holm's adjusted p of each of several tests, in the order given."""
+    order = np.argsort(p_values, kind="stable")
+    adjusted, running = [0.0] * len(p_values), 0.0
+    for position, index in enumerate(order.tolist()):
+        running = max(running, min(1.0, (len(p_values) - position) * p_values[index]))
+        adjusted[index] = running
+    return adjusted
+
+
+def rank_bands(
+    models: Sequence[Scores],
+    aggregate: Aggregate,
+    higher_is_better: bool,
+    seed: int = 0,
+    replicates: int = REPLICATES,
+) -> list[tuple[int, int]]:
+    """Return each model's (best, worst) possible rank: 1 + those surely better, M - those surely worse.
+
+    "Surely" is familywise at 5 % over all pairs of the M models, on the (prompt, seed) pairs that all share.
+    Raises ResultError where the models share none."""
+    if not models:
+        return []
+    rows = [_by_key(scores) for scores in models]
+    keys = sorted(set.intersection(*(set(table) for table in rows)))
+    if not keys:
+        raise ResultError("nothing to rank: no (prompt, seed) occurs in every model")
+    prompt_ids, categories = [prompt for prompt, _ in keys], [models[0].categories[rows[0][key]] for key in keys]
+    columns = []
+    for scores, table in zip(models, rows, strict=True):
+        values_N = np.asarray(scores.values_N, np.float64)[[table[key] for key in keys]]
+        prompts = _Prompts.of(values_N, prompt_ids, categories, aggregate)
+        columns.append(prompts.means_P * prompts.weights_P())
+    p_MM, difference_MM = max_t(np.stack(columns, axis=1), seed, replicates)
+    better_MM = (p_MM <= 1 - LEVEL) & ((difference_MM > 0) == higher_is_better)  # [i, j]: i surely beats j
+    return [(1 + int(better_MM[:, i].sum()), len(models) - int(better_MM[i].sum())) for i in range(len(models))]
+
+
+@dataclass(frozen=True)
+class _Prompts:
+    """Prompt means in the order of (stratum, prompt id); one stratum in all, or one per category."""
+
+    means_P: np.ndarray
+    strata_P: np.ndarray  # 0, 1, ... rising
+
+    @classmethod
+    def of(
+        cls, values_N: np.ndarray, prompt_ids: Sequence[str], categories: Sequence[str], aggregate: Aggregate
+    ) -> "_Prompts":
+        values_N = np.asarray(values_N, np.float64)
+        if not len(values_N) == len(prompt_ids) == len(categories):
+            raise ResultError(
+                f"{len(values_N)} values, {len(prompt_ids)} prompt ids, {len(categories)} categories: "
+                "pass one of each per image"
+            )
+        if not len(values_N):
+            raise ResultError("no values to summarise")
+        if not np.isfinite(values_N).all():
+            bad = int(np.flatnonzero(~np.isfinite(values_N))[0])
+            raise ResultError(f"the value of prompt {prompt_ids[bad]!r} is not finite")
+        names, prompt_N = np.unique(np.asarray(prompt_ids, str), return_inverse=True)
+        stratum_N = np.unique(np.asarray(categories, str), return_inverse=True)[1]
+        stratum_P = np.zeros(len(names), int)
+        if aggregate == "categories":
+            stratum_P[prompt_N] = stratum_N
+            torn = np.flatnonzero(stratum_P[prompt_N] != stratum_N)
+            if len(torn):
+                raise ResultError(f"prompt {prompt_ids[int(torn[0])]!r} stands in two categories")
+        means_P = np.array(list(_means_of_groups(values_N, prompt_N)))
+        order = np.lexsort((np.arange(len(names)), stratum_P))
+        return cls(means_P[order], stratum_P[order])
+
+    def mean(self) -> float:
+        """The unweighted mean over strata of the mean over prompts, exactly rounded at each level."""
+        return _mean(_means_of_groups(self.means_P, self.strata_P))
+
+    def weights_P(self) -> np.ndarray:
+        """What each prompt's mean weighs in the value; sums to 1."""
+        sizes = np.bincount(self.strata_P)
+        return 1.0 / (len(sizes) * sizes[self.strata_P])
+
+
+def _mean(values: Iterable[float]) -> float:
+    items = list(values)
+    return math.fsum(items) / len(items)
+
+
+def _means_of_groups(values_N: np.ndarray, group_N: np.ndarray) -> Iterator[float]:
+    """Yield the exactly rounded mean of each group 0, 1, ..."""
+    order = np.argsort(group_N, kind="stable")
+    ends = np.cumsum(np.bincount(group_N))
+    for group in np.split(values_N[order], ends[:-1]):
+        yield _mean(group.tolist())
+
+
+def _by_key(scores: Scores) -> dict[tuple[str, int], int]:
+    """Return the row of every (prompt, seed)."""
+    rows = {
+        (str(prompt), int(seed)): row
+        for row, (prompt, seed) in enumerate(zip(scores.prompt_ids, scores.seeds, strict=True))
+    }
+    if len(rows) != len(scores.values_N):
+        raise ResultError("a (prompt, seed) occurs twice in the evidence of one metric")
+    return rows

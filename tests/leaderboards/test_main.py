@@ -1,0 +1,106 @@
+"""The command line: what it prints, and the exit code of every mistake."""
+
+import json
+from collections.abc import Callable
+from pathlib import Path
+
+import pytest
+
+from leaderboards.__main__ import main
+from tests.leaderboards.conftest import training
+
+Add = Callable[..., Path]
+
+
+def files_of(folder: Path) -> dict[str, bytes]:
+    return {path.name: path.read_bytes() for path in folder.iterdir()}
+
+
+def test_building_twice_gives_the_same_bytes(add: Add, tmp_path: Path) -> None:
+    add("teacher", 0.9)
+    add("student", 0.6, model={"method": "rtdmd", "training": training()})
+    for out in ("one", "two"):
+        assert main(["build", "--results", str(tmp_path / "results"), "--out", str(tmp_path / out)]) == 0
+    assert files_of(tmp_path / "one") == files_of(tmp_path / "two")
+    assert set(files_of(tmp_path / "one")) == {"index.html", "tiny.md"}
+
+
+def test_an_empty_board_builds_and_says_so(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    assert main(["build", "--results", str(tmp_path), "--out", str(tmp_path / "site")]) == 0
+    assert capsys.readouterr().out.startswith("no results yet → ")
+    assert main(["validate", "--results", str(tmp_path)]) == 0
+    assert capsys.readouterr().out == "no results yet\n"
+
+
+def test_build_names_what_it_leaves_out_and_shows_the_rest(
+    add: Add, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    add("good")
+    add("bad").write_text("{")
+    assert main(["build", "--results", str(tmp_path / "results"), "--out", str(tmp_path / "site")]) == 0
+    caught = capsys.readouterr()
+    assert len(caught.err.splitlines()) == 1 and "bad.json" in caught.err
+    assert "tiny: 1 results" in caught.out
+
+
+def test_validate_recomputes_intervals_too(add: Add, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    good, path = add("good"), add()
+    table = json.loads(path.read_text())
+    table["tasks"][0]["metrics"]["judge"]["low"] -= 0.001
+    path.write_text(json.dumps(table))
+    assert main(["validate", "--results", str(tmp_path / "results")]) == 2
+    caught = capsys.readouterr()
+    assert caught.out == f"{good}: ok, 48 rows of evidence\n"
+    assert "judge: low is stated as" in caught.err and len(caught.err.splitlines()) == 1
+
+
+def test_validate_takes_files_folders_and_paths_within_the_board(add: Add, tmp_path: Path) -> None:
+    path, board = add(), str(tmp_path / "results")
+    for given in (str(path), str(path.parent), str(path.parents[1]), "tiny/student.json", "tiny"):
+        assert main(["validate", given, "--results", board]) == 0
+
+
+def test_compare_shows_paired_differences(add: Add, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    add("strong", 1.0, model={"trained_on": ["score"]})
+    add("weak", 0.0)
+    assert main(["compare", "strong", "tiny/weak", "--results", str(tmp_path / "results")]) == 0
+    out = capsys.readouterr().out
+    assert "+1.000" in out and "0.0" in out and "trained on" in out
+
+
+@pytest.mark.parametrize(
+    ("arguments", "message"),
+    [
+        (["build", "--results", "none"], "none: no such folder of results"),
+        (["validate", "none"], "none: no such result file or folder"),
+        (["compare", "studnet", "student"], "studnet: no such result; known: other/student, tiny/student"),
+        (["compare", "student", "student"], "in several suites; say which: other/student, tiny/student"),
+    ],
+)
+def test_mistakes_get_one_line_and_exit_code_2(
+    add: Add, tmp_path: Path, capsys: pytest.CaptureFixture[str], arguments: list[str], message: str
+) -> None:
+    add()
+    add(suite="other")
+    board = [] if "--results" in arguments else ["--results", str(tmp_path / "results")]
+    assert main([*arguments, *board]) == 2
+    caught = capsys.readouterr()
+    assert message in caught.err and len(caught.err.splitlines()) == 1 and "Traceback" not in caught.err
+
+
+def test_models_measured_differently_are_not_compared(
+    add: Add, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    path = add("one")
+    table = json.loads(path.read_text())
+    table["tasks"][0]["prompts_digest"] = "c" * 64
+    path.write_text(json.dumps(table))
+    add("two")
+    assert main(["compare", "one", "two", "--results", str(tmp_path / "results")]) == 2
+    assert "no metric in common" in capsys.readouterr().err
+
+
+def test_unknown_command_exits_with_2() -> None:
+    with pytest.raises(SystemExit) as stopped:
+        main(["bild"])
+    assert stopped.value.code == 2
