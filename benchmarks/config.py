@@ -15,7 +15,7 @@ import tomllib
 from collections.abc import Iterable, Mapping
 from dataclasses import fields, is_dataclass
 from pathlib import Path
-from typing import Any, TypeVar, dataclass_transform, get_args
+from typing import Any, TypeVar, cast, dataclass_transform, get_args
 
 from pydantic import ConfigDict, TypeAdapter, ValidationError
 from pydantic.dataclasses import dataclass as pydantic_dataclass
@@ -30,7 +30,7 @@ __all__ = ["UserError", "as_table", "build", "config", "nearest", "read_toml"]
 def config(cls: type[T]) -> type[T]:
     """Class decorator: a frozen, keyword-only dataclass, strictly validated, that refuses unknown keys."""
     rules = ConfigDict(extra="forbid", strict=True)
-    return pydantic_dataclass(frozen=True, kw_only=True, config=rules)(cls)
+    return cast(type[T], pydantic_dataclass(frozen=True, kw_only=True, config=rules)(cls))
 
 
 def build(cls: type[T], table: Mapping[str, Any], where: str) -> T:
@@ -98,10 +98,10 @@ def _explain(cls: type, detail: Any, where: str) -> str:
     return f"{where}: {dotted}: {message}, not {detail['input']!r}" if dotted else f"{where}: {message}"
 
 
-def _known_keys(cls: type, path: list[str]) -> list[str]:
+def _known_keys(cls: Any, path: list[str]) -> list[str]:
     """Names of the fields of the (nested) dataclass at `path`."""
     for part in path:
-        kinds = {f.name: f.type for f in fields(cls)} if is_dataclass(cls) else {}
+        kinds = {f.name: f.type for f in fields(cls)}
         kind = kinds.get(part, cls)  # an index into a tuple of configs leaves the class as it is
         cls = next((inner for inner in (kind, *get_args(kind)) if is_dataclass(inner)), cls)
     return [f.name for f in fields(cls)]

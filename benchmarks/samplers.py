@@ -15,6 +15,7 @@ Axes: B images, then any latent axes; t and t' are floats or [B, 1, ...] tensors
 import math
 from collections.abc import Sequence
 from dataclasses import dataclass
+from typing import TypeVar
 
 import torch
 from diffusers.configuration_utils import ConfigMixin, register_to_config
@@ -25,6 +26,7 @@ from torch import Tensor
 from benchmarks.protocol import Protocol
 
 Level = float | Tensor
+L = TypeVar("L", float, Tensor)
 
 
 @dataclass(frozen=True)
@@ -79,7 +81,7 @@ def transition(protocol: Protocol, x_t: Tensor, v: Tensor, t: Level, t_next: Lev
     raise ValueError(f"sampler {protocol.sampler!r} is the model's own; it has no transition here")
 
 
-def shifted(t: float, shift: float) -> float:
+def shifted(t: L, shift: float) -> L:
     """Return the shifted level k t / (1 + (k - 1) t) of a level in [0, 1]."""
     return shift * t / (1 + (shift - 1) * t)
 
@@ -115,8 +117,16 @@ class FewStepScheduler(SchedulerMixin, ConfigMixin):
         scheduler.protocol = protocol
         return scheduler
 
-    def set_timesteps(self, num_inference_steps: int | None = None, device: str | torch.device | None = None) -> None:
-        """Lay the protocol's grid; the pipeline's own number of steps must be the protocol's."""
+    def set_timesteps(
+        self,
+        num_inference_steps: int | None = None,
+        device: str | torch.device | None = None,
+        sigmas: object = None,
+        mu: float | None = None,
+    ) -> None:
+        """Lay the protocol's grid; a grid or shift that a pipeline derives itself (`sigmas`, `mu`) gives way to it.
+
+        Raises ValueError where the pipeline was asked for another number of steps than the protocol's."""
         if num_inference_steps not in (None, self.protocol.num_inference_steps):
             raise ValueError(f"asked for {num_inference_steps} steps under a protocol of another number")
         self.sigmas = torch.tensor(sigma_grid(self.protocol), dtype=torch.float32, device=device)

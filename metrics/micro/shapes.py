@@ -63,7 +63,9 @@ def detect(image_HW3: np.ndarray) -> list[Detection]:
             shape, iou = _fit(_component_cover(labels == label, cover_HW, where))
             low, high = IOU_RANGE
             score = min(max((iou - low) / (high - low), 0.0), 1.0)
-            found.append(Detection(shape, colour, (columns.start, rows.start, columns.stop, rows.stop), score, pixels))
+            found.append(
+                Detection(shape, colour, (columns.start, rows.start, columns.stop, rows.stop), score, pixels)
+            )
     return sorted(found, key=lambda detection: -detection.score)
 
 

@@ -1,0 +1,113 @@
+"""Stage 1: model + protocol → pictures. Only blocks that are missing are drawn.
+
+While a block is drawn, the one before it is written: encoding and fsync cost the model no time.
+"""
+
+import io
+import time
+from collections.abc import Iterator, Sequence
+from concurrent.futures import Future, ThreadPoolExecutor
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from filelock import FileLock
+
+from benchmarks.config import UserError
+from benchmarks.models import Drawn, Model, Pipeline, noise_generator
+from benchmarks.pictures import PictureFolder
+from benchmarks.progress import progress
+from benchmarks.store import WRITERS, ImageSet, Item, Run
+
+if TYPE_CHECKING:
+    from PIL.Image import Image
+
+
+def generate(run: Run, image_set: ImageSet, model: Model) -> None:
+    """Draw (or copy) the blocks of an image set that are missing.
+
+    Raises UserError where the model cannot be loaded, or pictures made elsewhere are missing or damaged; blocks that
+    are done stay done."""
+    count = run.count_blocks(image_set)
+    missing = sum(len(run.block(image_set, n)) for n in range(count) if not run.drawn(image_set, n))
+    claims = run.claim(f"generate-{image_set.name}", count, lambda n: run.drawn(image_set, n) is not None)
+    with progress(f"{image_set.name}: drawing", missing) as advance:
+        if isinstance(model, PictureFolder):
+            _copy_blocks(run, image_set, model, claims, advance)
+        else:
+            _draw_blocks(run, image_set, model, claims, advance)
+
+
+def draw(model: Pipeline, image_set: ImageSet, items: Sequence[Item]) -> Drawn:
+    """Return the pictures of one block."""
+    protocol = image_set.protocol
+    assert protocol is not None  # image sets of pipelines have one
+    generators = [noise_generator(protocol.seed, item.prompt.id, item.seed) for item in items]
+    return model.generate([item.prompt.text for item in items], generators, protocol)
+
+
+def as_png(image: "Image") -> bytes:
+    """Return the bytes of a PNG file. Fast compression: pictures are drawn more often than they are shipped."""
+    buffer = io.BytesIO()
+    image.save(buffer, "PNG", compress_level=1)
+    return buffer.getvalue()
+
+
+def _draw_blocks(
+    run: Run, image_set: ImageSet, model: Pipeline, claims: Iterator[tuple[int, FileLock]], advance: Any
+) -> None:
+    def keep(block: int, lock: FileLock, drawn: Drawn, seconds: float) -> None:
+        try:
+            contents = list(encoders.map(as_png, drawn.images))
+            run.keep_pictures(image_set, block, contents, nfe=drawn.nfe, seconds=round(seconds, 4))
+        finally:
+            lock.release()
+
+    with ThreadPoolExecutor(WRITERS) as encoders, ThreadPoolExecutor(max_workers=1) as writer:
+        writing: Future[None] | None = None
+        for block, lock in claims:
+            start = time.perf_counter()
+            try:
+                drawn = draw(model, image_set, run.block(image_set, block))
+            except BaseException:
+                lock.release()
+                raise
+            seconds = time.perf_counter() - start
+            if writing:
+                writing.result()
+            writing = writer.submit(keep, block, lock, drawn, seconds)
+            advance(len(drawn.images))
+        if writing:
+            writing.result()
+
+
+def _copy_blocks(
+    run: Run, image_set: ImageSet, model: PictureFolder, claims: Iterator[tuple[int, FileLock]], advance: Any
+) -> None:
+    """Copy pictures made elsewhere, after decoding each once; whole blocks are kept even where others have faults."""
+    faults: list[str] = []
+    for block, lock in claims:
+        try:
+            paths = [model.find(item.prompt, item.seed) for item in run.block(image_set, block)]
+            faults_here = [fault for path in paths if (fault := _fault(path))]
+            if not faults_here:
+                run.keep_pictures(image_set, block, [path.read_bytes() for path in paths])
+        finally:
+            lock.release()
+        faults += faults_here
+        advance(len(paths))
+    if faults:
+        raise UserError(
+            f"{model.folder}: {len(faults)} of {len(image_set.items)} pictures cannot be used (first: "
+            f"{faults[0]}); mend them and start again, what was read is kept"
+        )
+
+
+def _fault(path: Path) -> str:
+    """Return what is wrong with a picture, or ""."""
+    from metrics.images import read_image
+
+    try:
+        read_image(path)
+    except UserError as error:
+        return str(error)
+    return ""

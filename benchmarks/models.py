@@ -1,0 +1,286 @@
+"""Models: anything that turns (prompt, seed) into a picture, opened by one function.
+
+    open_model("ckpt/")                    diffusers folder
+    open_model("lora/", base="ckpt/")      LoRA folder (diffusers or peft safetensors) over its base
+    open_model("org/name@revision")        hub id
+    open_model("pictures/")                folder of pictures made elsewhere (benchmarks/pictures.py)
+
+Opening checks and digests files; the pipeline is loaded at the first picture: a run with nothing left to draw loads
+nothing. Every image's noise comes from a generator of its own, on the CPU, so that it depends neither on the batch
+nor on the device. NFE is counted at the denoiser, not declared.
+"""
+
+import hashlib
+import re
+from collections.abc import Iterator, Mapping, Sequence
+from contextlib import contextmanager
+from dataclasses import dataclass, field
+from functools import cached_property
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from pydantic import ValidationError
+
+from benchmarks import checkpoints, native
+from benchmarks.checkpoints import PipelineFiles
+from benchmarks.config import UserError
+from benchmarks.pictures import PictureFolder, is_picture_folder, open_pictures
+from benchmarks.protocol import Protocol, read_protocol
+from leaderboards.schema import Training
+
+if TYPE_CHECKING:
+    import torch
+    from PIL.Image import Image
+
+TRAINING = "training.json"
+HUB_ID = re.compile(r"(?P<repo>[\w.-]+/[\w.-]+)(@(?P<revision>[\w./-]+))?")
+HUB_FILES = ("*.json", "*.safetensors", "*.txt", "*.model", "*.jinja")
+
+
+@dataclass(frozen=True)
+class Drawn:
+    """Pictures of one batch, and how often the denoiser ran for each of them."""
+
+    images: "list[Image]"
+    nfe: int
+
+
+@dataclass(frozen=True, kw_only=True)
+class Pipeline:
+    """A diffusers pipeline in a folder, with a LoRA over it or without."""
+
+    name: str
+    digest: str
+    files: PipelineFiles
+    lora: Path | None
+    protocol: Protocol  # its own; a task overrides single fields
+    base: str
+    training: Training | None
+    device: str
+    _loaded: dict[str, Any] = field(default_factory=dict, repr=False)
+
+    @cached_property
+    def parameters(self) -> int:
+        """The number of the denoiser's weights (a LoRA is merged into them)."""
+        return checkpoints.count_parameters(self.files.denoiser)
+
+    @cached_property
+    def pixels_per_token(self) -> int:
+        """Side of the square of pixels that one token of the denoiser stands for."""
+        return native.pixels_per_latent(self.files) * native.patch_size(self.files)
+
+    def check(self, protocol: Protocol) -> None:
+        """Raise UserError where the model cannot be sampled under a protocol."""
+        scheduler = self.files.scheduler_class()
+        if protocol.sampler != "native" and "FlowMatch" not in scheduler:
+            raise UserError(
+                f"{self.files.folder}: sampler {protocol.sampler!r} is for flow models, and this one's scheduler is "
+                f"{scheduler}; use the sampler 'native'"
+            )
+
+    def generate(self, prompts: Sequence[str], generators: "Sequence[torch.Generator]", protocol: Protocol) -> Drawn:
+        """Draw one picture for each prompt with the noise of its own generator.
+
+        Raises UserError where the pipeline cannot be loaded or does not know an argument of the protocol."""
+        import torch
+
+        pipe = self.loaded(protocol)
+        if protocol.sampler != "native":
+            pipe.scheduler.generators = generators
+        passes = 0
+
+        def count(module: object, arguments: object, output: Any) -> None:
+            nonlocal passes
+            passes += len(output[0])  # rows of the batch; guidance doubles them
+
+        hook = getattr(pipe, self.files.denoiser.name).register_forward_hook(count)
+        try:
+            with torch.inference_mode(), reproducible():
+                arguments = _call_arguments(pipe, protocol, len(prompts))
+                images = pipe(prompt=list(prompts), generator=list(generators), output_type="pt", **arguments).images
+        except torch.OutOfMemoryError as error:
+            raise UserError(
+                f"no memory left on {self.device} for a batch of {len(prompts)}: pass a smaller --batch-size (and "
+                "another --out, since pictures of one run are drawn in blocks of one size)"
+            ) from error
+        finally:
+            hook.remove()
+        return Drawn(_as_pictures(images, prompts), -(-passes // len(prompts)))
+
+    def loaded(self, protocol: Protocol) -> Any:
+        """Return the loaded pipeline in the protocol's dtype, with the protocol's scheduler."""
+        from benchmarks.samplers import FewStepScheduler
+
+        if self._loaded.get("dtype") != protocol.dtype:
+            self._loaded.clear()  # before the next one is loaded: two may not fit
+            pipe = native.load_pipeline(self.files, self.lora, protocol.dtype, self.device)
+            self._loaded.update(dtype=protocol.dtype, pipe=pipe, scheduler=pipe.scheduler)
+        pipe, own = self._loaded["pipe"], self._loaded["scheduler"]
+        pipe.scheduler = own if protocol.sampler == "native" else FewStepScheduler.of(protocol)
+        return pipe
+
+
+Model = Pipeline | PictureFolder
+
+
+def open_model(
+    spec: str | Path, *, base: str | None = None, device: str = "cpu", name: str | None = None, offline: bool = False
+) -> Model:
+    """Check a model and return it, unloaded. `name` is how results call it; default: the folder's.
+
+    Raises UserError, in one line, for whatever cannot be opened: missing, half-written, pickled, with code in it."""
+    folder = Path(spec)
+    if not folder.exists():
+        folder = _from_hub(str(spec), offline)
+        name = name or str(spec).replace("/", "--")
+    if not folder.is_dir():
+        raise UserError(f"{spec}: a file, not a model folder")
+    name = name or folder.resolve().name
+    if (folder / checkpoints.INDEX).is_file():
+        return _open_pipeline(folder, name, device)
+    if lora := checkpoints.find_lora(folder):
+        return _open_lora(folder, lora, base, name, device, offline)
+    if is_picture_folder(folder):
+        return open_pictures(folder, name)
+    raise UserError(
+        f"{folder}: no {checkpoints.INDEX} (diffusers), no LoRA ({' or '.join(checkpoints.LORA_FILES)}) and no "
+        "pictures (<prompt_id>/<seed>.png): not a model folder, or a half-written one"
+    )
+
+
+def read_training(folder: Path) -> tuple[Training | None, str]:
+    """Return (how the checkpoint was trained, name of its base) from `training.json`, if it has one.
+
+    Raises UserError where the file is malformed."""
+    path = folder / TRAINING
+    if not path.is_file():
+        return None, ""
+    table = checkpoints.read_json(path)
+    base = table.pop("base", "")
+    try:
+        return Training.model_validate(table), str(base)
+    except ValidationError as error:
+        first = error.errors()[0]
+        where = ".".join(str(part) for part in first["loc"])
+        raise UserError(f"{path}: {where}: {first['msg']}; export the checkpoint again") from error
+
+
+@contextmanager
+def reproducible() -> Iterator[None]:
+    """Run with deterministic kernels, and float32 as float32: the same batch gives the same bits."""
+    import torch
+
+    before = torch.get_float32_matmul_precision()
+    torch.set_float32_matmul_precision("highest")
+    try:
+        with torch.backends.cudnn.flags(enabled=True, benchmark=False, deterministic=True, allow_tf32=False):
+            yield
+    finally:
+        torch.set_float32_matmul_precision(before)
+
+
+def noise_generator(seed: int, prompt_id: str, index: int) -> "torch.Generator":
+    """Return the source of all noise of one image, seeded by sha256 of (suite seed, prompt id, image index)."""
+    import torch
+
+    digest = hashlib.sha256(f"{seed}\n{prompt_id}\n{index}".encode()).digest()
+    return torch.Generator("cpu").manual_seed(int.from_bytes(digest[:8], "big") >> 1)
+
+
+def _open_pipeline(folder: Path, name: str, device: str) -> Pipeline:
+    files = checkpoints.check_pipeline(folder)
+    training, base = read_training(folder)
+    return Pipeline(
+        name=name,
+        digest=checkpoints.digest_files(files.files(), folder),
+        files=files,
+        lora=None,
+        protocol=read_protocol(folder) or native.default_protocol(files),
+        base=base,
+        training=training,
+        device=device,
+    )
+
+
+def _open_lora(folder: Path, lora: Path, base: str | None, name: str, device: str, offline: bool) -> Pipeline:
+    checkpoints.check_safetensors(lora)
+    training, trained_base = read_training(folder)
+    config = folder / "adapter_config.json"
+    adapter: Mapping[str, Any] = checkpoints.read_json(config) if config.is_file() else {}
+    if lora.name == "adapter_model.safetensors" and not adapter:
+        raise UserError(f"{config}: missing; copy or export the LoRA again")
+    source = base or trained_base or str(adapter.get("base_model_name_or_path") or "")
+    if not source:
+        raise UserError(f"{folder}: a LoRA without the name of its base; pass --base FOLDER_OR_HUB_ID")
+    # A relative base is meant from the LoRA's folder, where such a folder is.
+    beside = folder / source
+    under = open_model(beside if not base and beside.is_dir() else source, device=device, offline=offline)
+    if not isinstance(under, Pipeline) or under.lora:
+        raise UserError(f"{source}: the base of {folder} is not a diffusers folder")
+    own = [path for path in (lora, config) if path.is_file()]
+    digest = hashlib.sha256(f"{under.digest}\n{checkpoints.digest_files(own, folder)}\n".encode()).hexdigest()
+    return Pipeline(
+        name=name,
+        digest=digest,
+        files=under.files,
+        lora=lora,
+        protocol=read_protocol(folder) or under.protocol,
+        base=under.name,
+        training=training,
+        device=device,
+    )
+
+
+def _from_hub(spec: str, offline: bool) -> Path:
+    """Return the local snapshot of a hub id, downloading what is missing of it unless offline."""
+    match = HUB_ID.fullmatch(spec)
+    if not match or spec.startswith("."):
+        raise UserError(f"{spec}: no such folder, and not a hub id (org/name or org/name@revision)")
+    from huggingface_hub import snapshot_download
+    from huggingface_hub.errors import HfHubHTTPError, HFValidationError, LocalEntryNotFoundError
+
+    repo, revision = match["repo"], match["revision"]
+    fetch = f"hf download {repo}" + (f" --revision {revision}" if revision else "")
+    try:
+        return Path(
+            snapshot_download(repo, revision=revision, allow_patterns=list(HUB_FILES), local_files_only=offline)
+        )
+    except LocalEntryNotFoundError as error:
+        raise UserError(
+            f"{spec}: no such folder here and not in the local hub cache; where there is a network, run: {fetch}"
+        ) from error
+    except (HfHubHTTPError, HFValidationError) as error:
+        reason = str(error).strip().splitlines()[0]
+        raise UserError(f"{spec}: the hub refused it ({reason}); check id and access, then run: {fetch}") from error
+
+
+def _as_pictures(images_BCHW: "torch.Tensor", prompts: Sequence[str]) -> "list[Image]":
+    """Return RGB images of floats in [0, 1]. Raises UserError naming the first prompt whose picture is not finite."""
+    from metrics.images import to_pil
+
+    for image, prompt in zip(images_BCHW, prompts, strict=True):
+        if not image.isfinite().all():
+            raise UserError(f"the picture of {prompt!r} holds NaN or infinite pixels; try --dtype float32")
+    return to_pil(images_BCHW)
+
+
+def _call_arguments(pipe: Any, protocol: Protocol, batch: int) -> dict[str, Any]:
+    """Return the arguments of the pipeline's call. Raises UserError where it does not know one that is needed."""
+    import inspect
+
+    wanted: dict[str, Any] = {
+        "num_inference_steps": protocol.num_inference_steps,
+        "guidance_scale": protocol.guidance_scale,
+        "height": protocol.height,
+        "width": protocol.width,
+        **protocol.call_arguments,
+    }
+    if protocol.negative_prompt:
+        wanted["negative_prompt"] = [protocol.negative_prompt] * batch
+    if protocol.sampler == "native" and protocol.sigmas:
+        wanted["sigmas"] = list(protocol.sigmas)
+    known = inspect.signature(pipe.__call__).parameters
+    unknown = sorted(set(wanted) - set(known))
+    if unknown:
+        raise UserError(f"{type(pipe).__name__} takes no {', '.join(unknown)}: take it out of the protocol")
+    return wanted

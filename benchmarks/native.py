@@ -1,0 +1,138 @@
+"""Diffusers folders as diffusers means them: the protocol they default to, and loading them without running code."""
+
+import inspect
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
+from typing import Any
+
+from benchmarks import checkpoints
+from benchmarks.checkpoints import PipelineFiles
+from benchmarks.config import UserError
+from benchmarks.protocol import Dtype, Protocol
+
+_LOADING_FAULTS = (OSError, ValueError, KeyError, TypeError, RuntimeError, AttributeError, ImportError)
+_DTYPES: dict[str, Dtype] = {"F32": "float32", "F16": "float16", "BF16": "bfloat16"}
+
+
+def default_protocol(files: PipelineFiles) -> Protocol:
+    """Return how a folder without `protocol.json` is sampled: its own scheduler, its class's default arguments.
+
+    Raises UserError where the class is not one of diffusers'."""
+    known = inspect.signature(_pipeline_class(files).__call__).parameters
+    side = _native_side(files)
+    return Protocol(
+        num_inference_steps=known["num_inference_steps"].default,
+        guidance_scale=float(known["guidance_scale"].default) if "guidance_scale" in known else 1.0,
+        height=side,
+        width=side,
+        dtype=_stored_dtype(files),
+    )
+
+
+def load_pipeline(files: PipelineFiles, lora: Path | None, dtype: Dtype, device: str) -> Any:
+    """Return the pipeline on a device, its LoRA merged. Only safetensors are read and no code of the folder is run.
+
+    Raises UserError where weights, configs and classes do not fit together."""
+    import torch
+
+    absent = dict.fromkeys(files.null_components)
+    try:
+        with quiet_loading():
+            pipe = _pipeline_class(files).from_pretrained(
+                str(files.folder),
+                dtype=getattr(torch, dtype),
+                use_safetensors=True,
+                local_files_only=True,
+                **absent,
+            )
+    except _LOADING_FAULTS as error:
+        raise UserError(
+            f"{files.folder}: cannot be loaded ({_first_line(error)}); export the checkpoint again"
+        ) from error
+    pipe.set_progress_bar_config(disable=True)
+    if lora:
+        try:
+            _merge_lora(pipe, files.denoiser.name, lora)
+        except _LOADING_FAULTS as error:
+            raise UserError(f"{lora}: does not fit its base {files.folder} ({_first_line(error)})") from error
+    return pipe.to(device)
+
+
+@contextmanager
+def quiet_loading() -> Iterator[None]:
+    """Keep the libraries' own bars and notices off the screen; errors still show."""
+    import diffusers.utils.logging
+    import transformers.utils.logging
+
+    libraries = (diffusers.utils.logging, transformers.utils.logging)
+    before = [library.get_verbosity() for library in libraries]
+    bars = [library.is_progress_bar_enabled() for library in libraries]
+    for library in libraries:
+        library.set_verbosity_error()
+        library.disable_progress_bar()
+    try:
+        yield
+    finally:
+        for library, verbosity, bar in zip(libraries, before, bars, strict=True):
+            library.set_verbosity(verbosity)
+            if bar:
+                library.enable_progress_bar()
+
+
+def _merge_lora(pipe: Any, denoiser: str, lora: Path) -> None:
+    """Add a LoRA to the weights themselves, so that a step costs what the base's does."""
+    if lora.name == "adapter_model.safetensors":
+        from peft import PeftModel
+
+        adapted = PeftModel.from_pretrained(getattr(pipe, denoiser), str(lora.parent))
+        setattr(pipe, denoiser, adapted.merge_and_unload())
+        return
+    pipe.load_lora_weights(str(lora.parent), weight_name=lora.name, use_safetensors=True, local_files_only=True)
+    if not pipe.get_active_adapters():
+        raise ValueError("none of its keys names a layer of the base")
+    pipe.fuse_lora()
+    pipe.unload_lora_weights()
+
+
+def _pipeline_class(files: PipelineFiles) -> Any:
+    import diffusers
+
+    found = getattr(diffusers, files.class_name, None)
+    if not (inspect.isclass(found) and issubclass(found, diffusers.DiffusionPipeline)):
+        where = files.folder / checkpoints.INDEX
+        raise UserError(f"{where}: {files.class_name!r} is no pipeline of diffusers {diffusers.__version__}")
+    return found
+
+
+def pixels_per_latent(files: PipelineFiles) -> int:
+    """Return how many pixels a side of a latent stands for; 1 without an autoencoder."""
+    if "vae" not in files.components:
+        return 1
+    blocks = checkpoints.read_json(files.folder / "vae" / "config.json").get("block_out_channels", [0] * 4)
+    return 2 ** (len(blocks) - 1)
+
+
+def patch_size(files: PipelineFiles) -> int:
+    """Return how many latents a side of a token stands for; 1 where the denoiser has no patches."""
+    size = checkpoints.read_json(files.denoiser / "config.json").get("patch_size", 1)
+    return size if isinstance(size, int) else 1
+
+
+def _native_side(files: PipelineFiles) -> int:
+    """Return the pixels of a side that the denoiser was made for; 1024 where its config does not tell."""
+    sample_size = checkpoints.read_json(files.denoiser / "config.json").get("sample_size")
+    return sample_size * pixels_per_latent(files) if isinstance(sample_size, int) else 1024
+
+
+def _stored_dtype(files: PipelineFiles) -> Dtype:
+    from safetensors import safe_open
+
+    with safe_open(checkpoints.weight_files(files.denoiser)[0], framework="numpy") as file:
+        first = next(iter(file.keys()))
+        return _DTYPES.get(file.get_slice(first).get_dtype(), "bfloat16")
+
+
+def _first_line(error: BaseException) -> str:
+    text = str(error).strip()
+    return text.splitlines()[0] if text else type(error).__name__

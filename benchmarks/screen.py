@@ -1,0 +1,145 @@
+"""What the command shows: the catalogue, the plan of a run, the table at its end; and faults as one line."""
+
+import sys
+import time
+from collections.abc import Callable, Sequence
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+from rich.console import Console
+from rich.table import Table
+
+from benchmarks.config import UserError
+from benchmarks.models import Pipeline
+from benchmarks.store import ImageSet
+from benchmarks.suites import available_suites, read_suite
+from leaderboards.schema import MetricResult, Result, ResultError
+from metrics.base import available, import_plugins
+from metrics.loaded import Scorer
+
+if TYPE_CHECKING:
+    from benchmarks.workflow import Prepared
+
+EFFICIENCY = 0.3  # share of a large matrix product's speed that a denoiser reaches; the estimate is rough
+
+
+def guarded(command: Callable[[], int]) -> int:
+    """Run a command; return its exit code: 2 after one line where the user can mend it, 130 after Ctrl-C."""
+    try:
+        return command()
+    except (UserError, ResultError) as error:
+        print("error: " + " ".join(str(error).split()), file=sys.stderr)
+        return 2
+    except KeyboardInterrupt:
+        print("interrupted; the same command continues", file=sys.stderr)
+        return 130
+
+
+def show_catalogue(plugins: Sequence[str]) -> None:
+    """List suites and metrics."""
+    import_plugins(plugins)
+    suites = _table("suite", "tasks", "description")
+    for name in available_suites():
+        suite = read_suite(name)
+        suites.add_row(name, ", ".join(task.name for task in suite.tasks), suite.description)
+    metrics = _table("metric", "title", "unit", "better", "weights")
+    scorer = Scorer(available())
+    for name in scorer.metrics:
+        card = scorer.card(name)
+        better = "higher" if card.higher_is_better else "lower"
+        metrics.add_row(name, card.title, card.unit, better, scorer.missing(name) or "here")
+    _print(suites, metrics)
+
+
+def show_plan(prepared: "Prepared") -> None:
+    """Show image sets, metrics, weights, passes, and about how long they take."""
+    plan, model = prepared.plan, prepared.model
+    sets = _table("image set", "prompts", "× images", "drawn", "passes each", "pictures")
+    seconds = 0.0
+    for image_set in plan.image_sets:
+        total = len(image_set.items)
+        drawn = _already_drawn(prepared.out, image_set)
+        passes, size = "-", "-"
+        if image_set.protocol:
+            per_image = image_set.protocol.num_inference_steps * (2 if image_set.protocol.guided else 1)
+            passes, size = str(per_image), f"{image_set.protocol.width}x{image_set.protocol.height}"
+            if isinstance(model, Pipeline):
+                seconds += (total - drawn) * per_image * _seconds_per_pass(model, image_set, prepared.device)
+        prompts = len(image_set.prompts.prompts)
+        sets.add_row(image_set.name, str(prompts), str(image_set.images_per_prompt), f"{drawn}/{total}", passes, size)
+    metrics = _table("task", "metric", "weights")
+    for task in plan.tasks:
+        if task.reason:
+            metrics.add_row(task.spec.name, f"skipped ({task.n_images} images)", task.reason)
+            continue
+        for name in task.metrics:
+            metrics.add_row(task.spec.name, name, "here")
+        for name, reason in task.skipped.items():
+            metrics.add_row(task.spec.name, name, f"skipped: {reason}")
+    _print(sets, metrics)
+    parameters = f"{model.parameters / 1e6:,.1f} M parameters" if model.parameters else "pictures made elsewhere"
+    print(f"model {model.name}: {parameters}, digest {model.digest[:12]}; run directory {prepared.out}")
+    print(f"about {_duration(seconds)} of drawing on {prepared.device}, scoring aside; nothing was done")
+
+
+def show_result(result: Result, out: Path) -> None:
+    """Show every metric's value, interval and status."""
+    table = _table("task", "metric", "value", "95 % interval", "images", "status")
+    for task in result.tasks:
+        for name, metric in task.metrics.items():
+            value = f"{metric.value:.4f}" if metric.value is not None else "-"
+            status = metric.status if metric.status == "ok" else f"{metric.status}: {metric.reason}"
+            table.add_row(task.name, name, value, _interval(metric), str(metric.n_images), status)
+        if not task.metrics:
+            table.add_row(task.name, "-", "-", "-", "-", f"{task.status}: {task.reason}")
+    _print(table)
+    nfe = f"{result.cost.nfe} passes per image, " if result.cost.nfe else ""
+    print(f"{result.model.name} on {result.suite}: {result.status}, {nfe}result in {out}")
+
+
+def _interval(metric: MetricResult) -> str:
+    return f"{metric.low:.4f} .. {metric.high:.4f}" if metric.low is not None and metric.high is not None else "-"
+
+
+def _already_drawn(out: Path, image_set: ImageSet) -> int:
+    """Count pictures on the disk; the run directory may not exist yet."""
+    root = out / image_set.name / "images"
+    return sum((root / item.prompt.id / f"{item.seed}.png").is_file() for item in image_set.items)
+
+
+def _seconds_per_pass(model: Pipeline, image_set: ImageSet, device: str) -> float:
+    """Estimate one network pass of one image: 2 × parameters × tokens operations at this machine's measured speed."""
+    assert image_set.protocol is not None
+    tokens = image_set.protocol.height * image_set.protocol.width / model.pixels_per_token**2
+    return 2 * model.parameters * tokens / (EFFICIENCY * _operations_per_second(device, image_set.protocol.dtype))
+
+
+def _operations_per_second(device: str, dtype: str) -> float:
+    """Time one large matrix product."""
+    import torch
+
+    side = 1024 if device == "cpu" else 8192
+    matrix = torch.ones(side, side, device=device, dtype=getattr(torch, dtype))
+    float((matrix @ matrix)[0, 0])  # warm up, and wait for the device
+    start = time.perf_counter()
+    float((matrix @ matrix)[0, 0])
+    return 2 * side**3 / (time.perf_counter() - start)
+
+
+def _duration(seconds: float) -> str:
+    if seconds < 120:
+        return f"{max(seconds, 1):.0f} seconds"
+    return f"{seconds / 60:.0f} minutes" if seconds < 7200 else f"{seconds / 3600:.1f} hours"
+
+
+def _table(*columns: str) -> Table:
+    table = Table(box=None, pad_edge=False, header_style="bold")
+    for column in columns:
+        table.add_column(column, overflow="fold")
+    return table
+
+
+def _print(*tables: Table) -> None:
+    console = Console(highlight=False, markup=False, width=None if sys.stdout.isatty() else 160)
+    for table in tables:
+        console.print(table)

@@ -1,0 +1,266 @@
+"""Stage 3: evidence → result. A pure function of the run directory: nothing is drawn or measured here.
+
+The result is `ranked`, unless something of it is missing (`partial`: reduced by flags, or a metric failed) or the
+weights of a metric are not the ones this project ships (`synthetic`).
+"""
+
+import hashlib
+import json
+import os
+import platform
+import resource
+import subprocess
+import sys
+import time
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import dataclass
+from importlib.metadata import PackageNotFoundError, version
+from pathlib import Path
+from typing import Any, Literal
+
+import numpy as np
+import pyarrow as pa
+
+from benchmarks.config import UserError, as_table
+from benchmarks.manifest import not_shipped
+from benchmarks.models import Model
+from benchmarks.plan import Plan, PlannedTask
+from benchmarks.rows import read_rows
+from benchmarks.score import identify
+from benchmarks.store import RESULT, Item, Run, write_whole
+from leaderboards import evidence
+from leaderboards import schema as contract
+from leaderboards.schema import Cost, Evidence, MetricResult, Result, Task, dump_result
+from leaderboards.statistics import Scores, breakdown
+from leaderboards.store import Sample, file_stem
+from metrics.base import Card, Summary
+from metrics.loaded import Scorer
+
+ROOT = Path(__file__).resolve().parent.parent
+GALLERY_PROMPTS, GALLERY_SEEDS = 32, 2
+PACKAGES = ("torch", "diffusers", "transformers", "open_clip_torch", "numpy", "pillow", "pyarrow")
+
+
+@dataclass(frozen=True)
+class Summarised:
+    """A result, the evidence its values follow from, and sample pictures for its page."""
+
+    result: Result
+    evidence: pa.Table
+    gallery: list[Sample]
+
+
+def summarise(run: Run, plan: Plan, model: Model, failed: Mapping[tuple[str, str], str]) -> Summarised:
+    """Return the result of a run; `failed` holds the reasons by (image set, metric id)."""
+    scorer = Scorer(sorted({metric for task in plan.tasks for metric in task.spec.metrics}))
+    tasks, tables = [], [evidence.COLUMNS.empty_table()]
+    for planned in plan.tasks:
+        metrics: dict[str, MetricResult] = {}
+        for metric in (*planned.metrics, *planned.skipped):
+            reason = planned.reason or planned.skipped.get(metric, "")
+            card = scorer.card(metric)
+            if reason:
+                metrics[metric] = _without_value(card, "skipped", reason)
+                continue
+            try:
+                if broken := failed.get((planned.image_set.name, metric)):
+                    raise UserError(broken)
+                metrics[metric], table = _measured(run, planned, card, scorer)
+                tables.append(table)
+            except UserError as error:
+                metrics[metric] = _without_value(card, "failed", str(error))
+        tasks.append(_as_task(run, planned, metrics))
+    result = Result(
+        status=_status(tasks),
+        model=_as_model(model),
+        suite=plan.suite,
+        tasks=tasks,
+        cost=Cost(parameters=model.parameters, nfe=next((t.nfe for t in tasks if t.nfe is not None), None)),
+        provenance=provenance(),
+        evidence=None,
+        volatile=_volatile(run),
+    )
+    return Summarised(result, pa.concat_tables(tables), list(_gallery(run, plan)))
+
+
+def write_result(run: Run, summarised: Summarised) -> Result:
+    """Write `result.json` and its evidence into the run directory; return the result with the evidence's digest."""
+    content = evidence.pack(summarised.evidence)
+    name = f"{file_stem(summarised.result.model.name)}.evidence.parquet"
+    digest = hashlib.sha256(content).hexdigest()
+    stated = Evidence(file=name, digest=digest, rows=summarised.evidence.num_rows)
+    result = summarised.result.model_copy(update={"evidence": stated})
+    write_whole(run.path / name, content)
+    write_whole(run.path / RESULT, dump_result(result).encode())
+    return result
+
+
+def provenance() -> dict[str, str]:
+    """Return the versions of what computes the values."""
+    found = {"python": platform.python_version()}
+    for package in ("fewstep-bench", *PACKAGES):
+        try:
+            found[package] = version(package)
+        except PackageNotFoundError:
+            continue  # run from a clone that was not installed
+    return found
+
+
+def _measured(run: Run, planned: PlannedTask, card: Card, scorer: Scorer) -> tuple[MetricResult, pa.Table]:
+    """Return one metric's values and its rows of evidence. Raises UserError where its rows cannot be read."""
+    items = [item for item in planned.image_set.items if item.seed < planned.images_per_prompt]
+    identity = identify(card.id, scorer)
+    rows = read_rows(run.evidence(planned.image_set.name, card.id), items, identity)
+    summary = scorer.metrics[card.id].summarise(rows, [item.prompt for item in items])
+    common = {**_identity_fields(card), "status": "ok", "weights_digest": identity["weights_digest"] or None}
+    if summary.per_image_N is None or card.aggregate == "set":
+        n_prompts = len(planned.image_set.prompts.prompts)
+        value = MetricResult(**common, value=summary.value, n_prompts=n_prompts, n_images=len(items))
+        return value, evidence.COLUMNS.empty_table()
+    parts = breakdown(_as_scores(summary, items), card.aggregate)
+    value = MetricResult(
+        **common,
+        **vars(parts.total),
+        categories={name: evidence.as_category_value(part) for name, part in parts.categories.items()},
+        splits={name: evidence.as_category_value(part) for name, part in parts.splits.items()},
+    )
+    return value, _as_table(planned.spec.name, card.id, summary, items)
+
+
+def _as_scores(summary: Summary, items: Sequence[Item]) -> Scores:
+    assert summary.per_image_N is not None
+    return Scores(
+        values_N=summary.per_image_N.astype(np.float32),  # what the evidence file holds, so that both agree
+        prompt_ids=[item.prompt.id for item in items],
+        seeds=[item.seed for item in items],
+        categories=[item.prompt.category for item in items],
+        splits=[item.prompt.split for item in items],
+    )
+
+
+def _as_table(task: str, metric: str, summary: Summary, items: Sequence[Item]) -> pa.Table:
+    columns = {
+        "task": [task] * len(items),
+        "metric": [metric] * len(items),
+        "prompt_id": [item.prompt.id for item in items],
+        "category": [item.prompt.category for item in items],
+        "split": [item.prompt.split for item in items],
+        "seed": [item.seed for item in items],
+        "value": np.asarray(summary.per_image_N, np.float32),
+    }
+    return pa.table(columns, schema=evidence.COLUMNS)
+
+
+def _as_task(run: Run, planned: PlannedTask, metrics: dict[str, MetricResult]) -> Task:
+    image_set, reduced = planned.image_set, planned.reduced
+    protocol = as_table(image_set.protocol) if image_set.protocol else {}
+    canonical = json.dumps(protocol, sort_keys=True, separators=(",", ":"))
+    broken = [name for name, metric in metrics.items() if metric.status == "failed"]
+    reason = planned.reason or reduced or (f"failed: {', '.join(broken)}" if broken else "")
+    return Task(
+        name=planned.spec.name,
+        prompt_set=image_set.prompts.name,
+        prompts_digest=image_set.prompts.digest,
+        n_prompts=len(image_set.prompts.prompts),
+        images_per_prompt=planned.images_per_prompt,
+        protocol=protocol,
+        protocol_digest=image_set.protocol.digest()
+        if image_set.protocol
+        else hashlib.sha256(canonical.encode()).hexdigest(),
+        nfe=None if planned.reason else _nfe(run, planned),
+        metrics=metrics,
+        status="skipped" if planned.reason else "partial" if reason else "ok",
+        reason=reason,
+    )
+
+
+def _nfe(run: Run, planned: PlannedTask) -> int | None:
+    """Return the network passes per image as they were counted while drawing; None for pictures made elsewhere."""
+    entry = run.drawn(planned.image_set, 0)
+    count = (entry or {}).get("nfe")
+    return count if isinstance(count, int) else None
+
+
+def _identity_fields(card: Card) -> dict[str, Any]:
+    return {
+        "card_id": card.id,
+        "version": card.version,
+        "variant": card.variant,
+        "perceiver": card.perceiver,
+        "title": card.title,
+        "unit": card.unit,
+        "higher_is_better": card.higher_is_better,
+        "aggregate": card.aggregate,
+        "micro": card.micro,
+    }
+
+
+def _without_value(card: Card, status: Literal["skipped", "failed"], reason: str) -> MetricResult:
+    # A board is read elsewhere: paths of this machine's clone mean nothing there.
+    return MetricResult(**_identity_fields(card), status=status, reason=reason.replace(f"{ROOT}{os.sep}", ""))
+
+
+def _as_model(model: Model) -> contract.Model:
+    training = model.training
+    return contract.Model(
+        name=model.name,
+        weights_digest=model.digest,
+        base=model.base,
+        method=training.method if training else "",
+        trained_on=list(training.rewards) if training else [],
+        training=training,
+    )
+
+
+def _status(tasks: Sequence[Task]) -> Literal["ranked", "synthetic", "partial"]:
+    values = [name for task in tasks for name, metric in task.metrics.items() if metric.status == "ok"]
+    if any(task.status == "partial" for task in tasks) or not values:
+        return "partial"
+    return "synthetic" if not_shipped(sorted(set(values))) else "ranked"
+
+
+def _gallery(run: Run, plan: Plan) -> Iterator[Sample]:
+    """Yield sample pictures: prompts spread evenly over each image set, the same ones for every model."""
+    for image_set in plan.image_sets:
+        task = next(t for t in plan.running if t.image_set.name == image_set.name)
+        chosen = image_set.prompts.spread(GALLERY_PROMPTS // len(plan.image_sets) or 1)
+        for prompt in chosen.prompts:
+            for seed in range(min(GALLERY_SEEDS, task.images_per_prompt)):
+                yield Sample(
+                    task=task.spec.name,
+                    prompt_id=prompt.id,
+                    prompt=prompt.text,
+                    category=prompt.category,
+                    split=prompt.split,
+                    seed=seed,
+                    png=run.image(image_set.name, Item(prompt, seed)).read_bytes(),
+                )
+
+
+def _volatile(run: Run) -> dict[str, contract.JsonValue]:
+    return {
+        "date": time.strftime("%Y-%m-%d", time.gmtime()),
+        "host": f"{platform.system()} {platform.machine()}, {os.cpu_count()} processors",
+        "seconds_drawing": round(sum(entry.get("seconds", 0.0) for entry in run.journal.drawn().values()), 1),
+        "peak_memory_mib": _peak_memory_mib(),
+        "commit": _commit(),
+    }
+
+
+def _peak_memory_mib() -> int:
+    """Return this process's largest resident memory."""
+    peak = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
+    return peak // (2**20 if sys.platform == "darwin" else 2**10)
+
+
+def _commit() -> str:
+    """Return the git commit this code stands at, with "+" where the tree differs from it; "" outside git."""
+
+    def git(*arguments: str) -> str:
+        done = subprocess.run(["git", "-C", str(ROOT), *arguments], capture_output=True, text=True, check=True)
+        return done.stdout.strip()
+
+    try:
+        return git("rev-parse", "HEAD") + ("+" if git("status", "--porcelain", "--untracked-files=no") else "")
+    except (OSError, subprocess.CalledProcessError):
+        return ""

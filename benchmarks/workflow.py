@@ -1,0 +1,165 @@
+"""One model on one suite, end to end: plan → generate → score → summarise → board.
+
+Every stage does only what is missing, so the same call continues whatever was interrupted.
+"""
+
+import os
+from collections.abc import Sequence
+from dataclasses import dataclass, field, replace
+from pathlib import Path
+from typing import Any, Literal
+
+from pydantic import TypeAdapter, ValidationError
+
+from benchmarks.config import UserError
+from benchmarks.generate import generate
+from benchmarks.models import Model, open_model
+from benchmarks.plan import Overrides, Plan, make_plan
+from benchmarks.score import score
+from benchmarks.store import Run
+from benchmarks.suites import read_suite
+from benchmarks.summarise import Summarised, summarise, write_result
+from leaderboards.schema import Name, Result, ResultError, read_result
+from leaderboards.store import file_stem, publish
+from metrics.base import import_plugins
+
+Stage = Literal["generate", "score", "summarise", "all"]
+BOARD = Path(__file__).resolve().parent.parent / "leaderboards" / "results"
+RUNS = Path("runs")
+
+
+@dataclass(frozen=True, kw_only=True)
+class Settings:
+    """What to do with a model besides the suite; none of it but `overrides` and `batch_size` decides a bit."""
+
+    name: str | None = None  # of the model in results; default: its folder's, and what was overridden
+    base: str | None = None
+    out: Path | None = None  # run directory; default: runs/<model>-<suite>
+    board: Path | None = BOARD  # None: publish nowhere
+    stage: Stage = "all"
+    batch_size: int | None = None  # pictures of a block; default: that of the run, or 16
+    device: str = "auto"
+    offline: bool = False
+    plugins: Sequence[str] = ()
+    overrides: Overrides = field(default_factory=Overrides)
+
+    def __post_init__(self) -> None:
+        if self.batch_size is not None and self.batch_size < 1:
+            raise UserError(f"--batch-size {self.batch_size}: must be at least 1")
+
+
+@dataclass(frozen=True)
+class Prepared:
+    """A model opened and a suite planned for it; nothing is drawn yet."""
+
+    model: Model
+    plan: Plan
+    settings: Settings
+    device: str
+
+    @property
+    def out(self) -> Path:
+        """The run directory."""
+        overrides = self.settings.overrides
+        reduced = {"limit": overrides.limit, "seeds": overrides.seeds}
+        suffix = "".join(f"-{key}{value}" for key, value in reduced.items() if value is not None)
+        return self.settings.out or RUNS / f"{file_stem(self.model.name)}-{self.plan.suite}{suffix}"
+
+
+def prepare(model: str | Path, suite: str, settings: Settings) -> Prepared:
+    """Open a model and plan a suite for it. Raises UserError where either cannot be used."""
+    if settings.offline:
+        os.environ["HF_HUB_OFFLINE"] = "1"
+    import_plugins(settings.plugins)
+    device = pick_device(settings.device)
+    _check_name(settings.name)
+    name = settings.name or _default_name(model, settings.overrides)
+    opened = open_model(model, base=settings.base, device=device, name=name, offline=settings.offline)
+    plan = make_plan(read_suite(suite), opened, settings.overrides)
+    return Prepared(opened, plan, settings, device)
+
+
+def work(prepared: Prepared) -> Summarised | None:
+    """Do the stages; return what the last of them found, None where it stops before the summary.
+
+    Raises UserError where no task can run, or for what a stage cannot do; what is done stays done."""
+    plan, settings, model = prepared.plan, prepared.settings, prepared.model
+    if not plan.running:
+        reasons = "; ".join(f"{task.spec.name}: {task.reason}" for task in plan.tasks)
+        raise UserError(f"no task of suite {plan.suite!r} can run: {reasons}")
+    identity = {"name": model.name, "weights_digest": model.digest}
+    run = Run.open(
+        prepared.out, model=identity, suite=plan.suite, sets=plan.image_sets, block_size=settings.batch_size
+    )
+    failed: dict[tuple[str, str], str] = {}
+    for image_set in plan.image_sets:
+        if settings.stage in ("generate", "all"):
+            generate(run, image_set, model)
+        if settings.stage in ("score", "all"):
+            broken = score(run, image_set, plan.metrics_of(image_set), prepared.device)
+            failed |= {(image_set.name, metric): reason for metric, reason in broken.items()}
+    if settings.stage not in ("summarise", "all"):
+        return None
+    with run.lock("summarise"):
+        summarised = summarise(run, plan, model, failed)
+        result = write_result(run, summarised)
+        if settings.board:
+            _publish(result, summarised, settings.board)
+    return Summarised(result, summarised.evidence, summarised.gallery)
+
+
+def evaluate(model: str | Path, suite: str = "micro", settings: Settings | None = None, **changes: Any) -> Result:
+    """Benchmark a model and return its result, which also stands in the run directory and on the board.
+
+    `changes` are fields of Settings: evaluate("ckpt/", "micro", name="student", board=None).
+    Raises UserError as `python -m benchmarks.run` does."""
+    prepared = prepare(model, suite, replace(settings or Settings(), **changes, stage="all"))
+    summarised = work(prepared)
+    assert summarised is not None  # "all" ends with the summary
+    return summarised.result
+
+
+def pick_device(device: str) -> str:
+    """Return a torch device; "auto" is this process's accelerator, else the CPU.
+
+    Raises UserError for a device that is not there."""
+    import torch
+
+    if device == "auto":
+        if torch.cuda.is_available():
+            return f"cuda:{int(os.environ.get('LOCAL_RANK', 0)) % torch.cuda.device_count()}"
+        return "mps" if torch.backends.mps.is_available() else "cpu"
+    try:
+        torch.empty(0, device=device)
+    except (RuntimeError, AssertionError, NotImplementedError) as error:
+        reason = str(error).strip().splitlines()[0]
+        raise UserError(f"--device {device}: not usable here ({reason}); try --device cpu") from error
+    return device
+
+
+def _check_name(name: str | None) -> None:
+    """Raise UserError for a name that a result cannot bear."""
+    try:
+        TypeAdapter(Name).validate_python(name or "model")
+    except ValidationError as error:
+        raise UserError(f"--name {name!r}: 1 to 200 characters, without separators and control characters") from error
+
+
+def _default_name(model: str | Path, overrides: Overrides) -> str:
+    """Return the folder's name (or hub id), with what the command line changed: other pictures are another row."""
+    folder = Path(model)
+    name = folder.resolve().name if folder.exists() else str(model).replace("/", "--")
+    return name + overrides.suffix()
+
+
+def _publish(result: Result, summarised: Summarised, board: Path) -> None:
+    """Put a result on a board; a partial one never takes the place of a complete one."""
+    place = board / file_stem(result.suite) / f"{file_stem(result.model.name)}.json"
+    if result.status == "partial" and place.is_file():
+        try:
+            if read_result(place).status != "partial":
+                print(f"{place}: stays, since this result is partial")
+                return
+        except ResultError:
+            pass  # not readable: nothing to protect
+    publish(summarised.result, summarised.evidence, board, summarised.gallery)

@@ -1,0 +1,294 @@
+"""A model on a suite, end to end: what a run leaves behind does not depend on how it came about."""
+
+import json
+import multiprocessing
+import random
+import time
+from collections.abc import Callable, Iterator
+from pathlib import Path
+
+import pytest
+from filelock import FileLock
+
+from benchmarks.plan import Overrides
+from benchmarks.store import JOURNAL, RESULT, Run
+from benchmarks.workflow import Settings, evaluate, prepare, work
+from leaderboards.schema import Result, read_result
+from leaderboards.store import read_entry
+from metrics.base import UserError
+
+Make = Callable[..., Settings]
+TWO_TASKS = """
+[[tasks]]
+name = "few"
+prompts = "prompts.jsonl"
+images_per_prompt = 1
+metrics = ["toy_redness"]
+[[tasks]]
+name = "many"
+prompts = "prompts.jsonl"
+images_per_prompt = 2
+metrics = ["toy_redness", "toy_spread"]
+[[tasks]]
+name = "guided"
+prompts = "prompts.jsonl"
+images_per_prompt = 1
+metrics = ["toy_redness"]
+[tasks.protocol]
+guidance_scale = 3.0
+"""
+
+
+def frozen(run: Path) -> dict[str, bytes]:
+    """Return all that a run left behind, but for what is volatile: times and locks."""
+    result = json.loads((run / RESULT).read_text())
+    del result["volatile"]
+    files = [path for path in run.rglob("*") if path.suffix in (".png", ".parquet", ".jsonl", ".json")]
+    volatile = {"journal.jsonl", RESULT}
+    kept = {str(path.relative_to(run)): path.read_bytes() for path in files if path.name not in volatile}
+    return {**kept, RESULT: json.dumps(result, sort_keys=True).encode()}
+
+
+def blocks_drawn(run: Path) -> list[int]:
+    """Return the blocks in the order in which they were drawn, again and again where that happened."""
+    return [json.loads(line)["block"] for line in (run / JOURNAL).read_text().splitlines()]
+
+
+def rewrite(suite: Path, old: str, new: str) -> str:
+    suite.write_text(suite.read_text().replace(old, new))
+    return str(suite)
+
+
+def values(result: Result) -> dict[str, float | None]:
+    return {name: metric.value for task in result.tasks for name, metric in task.metrics.items()}
+
+
+def in_another_process(pipeline: Path, suite: Path, settings: Settings) -> "multiprocessing.process.BaseProcess":
+    """Start an evaluation in a forked process, which has torch loaded already."""
+    process = multiprocessing.get_context("fork").Process(target=evaluate, args=(pipeline, str(suite), settings))
+    process.start()
+    return process
+
+
+@pytest.fixture
+def uninterrupted(pristine_pipeline: Path, suite: Path, settings: Make) -> dict[str, bytes]:
+    evaluate(pristine_pipeline, str(suite), settings("uninterrupted"))
+    return frozen(settings("uninterrupted").out)
+
+
+def test_a_run_ends_in_a_valid_result_with_evidence(pristine_pipeline: Path, suite: Path, settings: Make) -> None:
+    result = evaluate(pristine_pipeline, str(suite), settings())
+    assert result == read_result(settings().out / RESULT)
+    task = result.tasks[0]
+    assert result.status == "ranked"  # nothing learned, nothing missing
+    assert (task.n_prompts, task.images_per_prompt, task.nfe) == (5, 2, 3)
+    assert set(task.metrics) == {"toy_redness", "toy_verdict", "toy_spread"}
+    assert all(m.status == "ok" and m.n_images == 10 for m in task.metrics.values())
+    assert set(task.metrics["toy_redness"].categories) == {"colors", "two_object"}
+    assert task.metrics["toy_redness"].splits["unseen"].n_prompts == 2
+    assert result.evidence is not None and result.evidence.rows == 30
+    assert not set(result.volatile) & set(result.provenance)
+
+
+def test_stages_one_by_one_leave_what_all_leave(
+    pristine_pipeline: Path, suite: Path, settings: Make, uninterrupted: dict[str, bytes]
+) -> None:
+    for stage in ("generate", "score", "summarise"):
+        work(prepare(pristine_pipeline, str(suite), settings(stage=stage)))
+    assert frozen(settings().out) == uninterrupted
+
+
+def test_only_what_is_missing_is_done_again(
+    pristine_pipeline: Path, suite: Path, settings: Make, uninterrupted: dict[str, bytes]
+) -> None:
+    run = settings("uninterrupted").out
+    (run / "toys" / "images" / "two-0" / "0.png").unlink()
+    (run / "toys" / "evidence" / "toy_spread.parquet").unlink()
+    kept = run / "toys" / "images" / "colors-0" / "0.png"
+    before = kept.stat().st_mtime_ns
+    evaluate(pristine_pipeline, str(suite), settings("uninterrupted"))
+    assert frozen(run) == uninterrupted
+    assert kept.stat().st_mtime_ns == before
+
+
+def test_the_order_of_blocks_does_not_matter(
+    pristine_pipeline: Path,
+    suite: Path,
+    settings: Make,
+    uninterrupted: dict[str, bytes],
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    forwards = Run.claim
+
+    def backwards(run: Run, stage: str, count: int, done: Callable[[int], bool]) -> Iterator[tuple[int, FileLock]]:
+        yield from reversed(list(forwards(run, stage, count, done)))
+
+    monkeypatch.setattr(Run, "claim", backwards)
+    evaluate(pristine_pipeline, str(suite), settings())
+    assert blocks_drawn(settings().out) == [3, 2, 1, 0]
+    assert frozen(settings().out) == uninterrupted
+
+
+def test_batch_size_moves_values_by_less_than_1e_6(pristine_pipeline: Path, suite: Path, settings: Make) -> None:
+    results = [
+        values(evaluate(pristine_pipeline, str(suite), settings(f"by-{size}", batch_size=size)))
+        for size in (1, 4, 10)
+    ]
+    for name, value in results[0].items():
+        assert results[1][name] == pytest.approx(value, abs=1e-6)
+        assert results[2][name] == pytest.approx(value, abs=1e-6)
+
+
+def test_two_processes_share_a_run_and_leave_what_one_leaves(
+    pristine_pipeline: Path, suite: Path, settings: Make, uninterrupted: dict[str, bytes]
+) -> None:
+    processes = [in_another_process(pristine_pipeline, suite, settings()) for _ in range(2)]
+    for process in processes:
+        process.join(timeout=120)
+        assert process.exitcode == 0
+    assert frozen(settings().out) == uninterrupted
+    assert sorted(blocks_drawn(settings().out)) == [0, 1, 2, 3]  # each was drawn once
+
+
+def test_sigkill_at_any_moment_leaves_what_no_kill_leaves(
+    pristine_pipeline: Path, suite: Path, settings: Make, uninterrupted: dict[str, bytes]
+) -> None:
+    start = time.monotonic()
+    in_another_process(pristine_pipeline, suite, settings("timed")).join()
+    whole, kills = time.monotonic() - start, 10
+    for kill in range(kills):  # random moments, one in each tenth of a run
+        run = settings(f"killed-{kill}")
+        process = in_another_process(pristine_pipeline, suite, run)
+        time.sleep((kill + random.random()) / kills * whole)
+        process.kill()
+        process.join()
+        evaluate(pristine_pipeline, str(suite), run)
+        assert frozen(run.out) == uninterrupted
+
+
+def test_other_protocols_and_weights_are_refused_in_an_existing_run(
+    pipeline: Path, suite: Path, settings: Make
+) -> None:
+    evaluate(pipeline, str(suite), settings(name="m"))
+    with pytest.raises(UserError, match="num_inference_steps = 3, now it is 2"):
+        evaluate(pipeline, str(suite), settings(name="m", overrides=Overrides(steps=2)))
+    with pytest.raises(UserError, match="block_size = 3, now it is 5"):
+        evaluate(pipeline, str(suite), settings(name="m", batch_size=5))
+    config = pipeline / "transformer" / "config.json"
+    config.write_text(config.read_text() + " ")
+    with pytest.raises(UserError, match="weights_digest"):
+        evaluate(pipeline, str(suite), settings(name="m"))
+
+
+def test_overrides_of_the_protocol_make_another_row(pristine_pipeline: Path, suite: Path, settings: Make) -> None:
+    result = evaluate(pristine_pipeline, str(suite), settings(overrides=Overrides(steps=2, guidance=3.0)))
+    assert result.model.name == "tiny@steps=2,guidance=3.0"
+    assert result.tasks[0].nfe == 4  # counted: two steps of two passes
+
+
+def test_a_reduced_run_is_partial_and_spread_over_categories(
+    pristine_pipeline: Path, suite: Path, settings: Make
+) -> None:
+    result = evaluate(pristine_pipeline, str(suite), settings(overrides=Overrides(limit=2, seeds=1)))
+    task = result.tasks[0]
+    assert (result.status, task.status, task.reason) == ("partial", "partial", "--limit 2 --seeds 1")
+    assert set(task.metrics["toy_redness"].categories) == {"colors"}
+    assert task.metrics["toy_spread"].status == "skipped"
+    assert "at least 2 images" in task.metrics["toy_spread"].reason
+
+
+def test_a_limit_that_takes_nothing_away_is_not_partial(pristine_pipeline: Path, suite: Path, settings: Make) -> None:
+    result = evaluate(pristine_pipeline, str(suite), settings(overrides=Overrides(limit=5, seeds=2)))
+    assert result.status == "ranked"
+
+
+def test_a_metric_added_later_draws_nothing_again(
+    pristine_pipeline: Path, suite: Path, settings: Make, uninterrupted: dict[str, bytes]
+) -> None:
+    partial = evaluate(pristine_pipeline, str(suite), settings(overrides=Overrides(metrics=("toy_redness",))))
+    assert (partial.status, set(partial.tasks[0].metrics)) == ("partial", {"toy_redness"})
+    drawn = len(blocks_drawn(settings().out))
+    evaluate(pristine_pipeline, str(suite), settings())
+    assert len(blocks_drawn(settings().out)) == drawn
+    assert frozen(settings().out) == uninterrupted
+
+
+def test_a_metric_that_fails_leaves_the_others(pristine_pipeline: Path, suite: Path, settings: Make) -> None:
+    wider = rewrite(suite, '"toy_spread"]', '"toy_spread", "toy_nan", "toy_gone"]')
+    result = evaluate(pristine_pipeline, wider, settings())
+    metrics = result.tasks[0].metrics
+    assert {name: metric.status for name, metric in metrics.items()} == {
+        "toy_redness": "ok",
+        "toy_verdict": "ok",
+        "toy_spread": "ok",
+        "toy_nan": "failed",
+        "toy_gone": "skipped",
+    }
+    assert "toy_nan" in metrics["toy_nan"].reason and "colors-1" in metrics["toy_nan"].reason
+    assert "python -m make.them (3 GB)" in metrics["toy_gone"].reason
+    assert result.status == "partial"
+
+
+def test_a_task_for_other_models_is_listed_with_its_reason(
+    pristine_pipeline: Path, suite: Path, settings: Make
+) -> None:
+    large = (
+        '[[tasks]]\nname = "large"\nprompts = "prompts.jsonl"\nmetrics = ["toy_redness"]\npicture_size = "64x64"\n'
+    )
+    suite.write_text(suite.read_text() + large)
+    result = evaluate(pristine_pipeline, str(suite), settings())
+    assert [task.status for task in result.tasks] == ["ok", "skipped"]
+    assert result.tasks[1].reason == "for models that draw 64x64 pictures; this one draws 16x16"
+    assert result.status == "ranked"
+
+
+def test_a_suite_that_cannot_run_at_all_is_an_error(pristine_pipeline: Path, suite: Path, settings: Make) -> None:
+    with pytest.raises(UserError, match="for models that draw 64x64 pictures; this one draws 16x16"):
+        evaluate(pristine_pipeline, rewrite(suite, "16x16", "64x64"), settings())
+    assert not settings().out.exists()
+
+
+def test_tasks_of_equal_prompts_and_protocol_share_images(
+    pristine_pipeline: Path, suite: Path, settings: Make
+) -> None:
+    suite.write_text(TWO_TASKS)
+    result = evaluate(pristine_pipeline, str(suite), settings())
+    run = settings().out
+    assert len(list((run / "few" / "images").rglob("*.png"))) == 10
+    assert not (run / "many").exists()
+    assert [task.nfe for task in result.tasks] == [3, 3, 6]
+    assert [task.metrics["toy_redness"].n_images for task in result.tasks] == [5, 10, 5]
+    assert list(result.tasks[0].metrics) == ["toy_redness"]
+
+
+def test_the_board_gets_result_evidence_and_pictures(
+    pristine_pipeline: Path, suite: Path, settings: Make, tmp_path: Path
+) -> None:
+    board = tmp_path / "board"
+    complete = evaluate(pristine_pipeline, str(suite), settings(board=board))
+    place = board / "toys" / "tiny.json"
+    entry = read_entry(place)
+    assert entry.result.evidence == complete.evidence
+    assert len(entry.samples) == 10
+    before = place.read_bytes()
+    evaluate(pristine_pipeline, str(suite), settings("less", board=board, overrides=Overrides(limit=2)))
+    assert place.read_bytes() == before  # a partial result does not take a complete one's place
+
+
+def test_how_a_model_was_trained_goes_into_its_result(pipeline: Path, suite: Path, settings: Make) -> None:
+    training = {
+        "base": "teacher",
+        "method": "rtdmd",
+        "config": {"eta": 0.9},
+        "seed": 1,
+        "rewards": ["toy_redness"],
+        "image_free": True,
+        "network_passes": 12,
+        "curves": [{"iteration": 0, "toy_redness": 0.5}],
+    }
+    (pipeline / "training.json").write_text(json.dumps(training))
+    result = evaluate(pipeline, str(suite), settings())
+    assert (result.model.base, result.model.method, result.model.trained_on) == ("teacher", "rtdmd", ["toy_redness"])
+    (pipeline / "training.json").write_text('{"method": 3}')
+    with pytest.raises(UserError, match=r"training.json: method"):
+        evaluate(pipeline, str(suite), settings("other"))

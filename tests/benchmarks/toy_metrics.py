@@ -1,0 +1,85 @@
+"""Metrics in closed form, registered as a user's plugin would be: no weights, or weights that are missing."""
+
+from collections.abc import Mapping
+from pathlib import Path
+
+import numpy as np
+import torch
+from torch import Tensor
+
+from metrics.base import Batch, Card, Features, PerImage, Rows, register
+from metrics.diversity import PairwiseDiversity
+from metrics.features import Encoder, register_encoders
+from metrics.preprocessing import Uint8
+from metrics.weights import WeightFolder
+
+
+def channel_means(arrays: list[np.ndarray]) -> Tensor:
+    """Return [B, 3] in [0, 1]."""
+    return torch.stack([torch.from_numpy(array.astype(np.float32)).mean(dim=(0, 1)) / 255 for array in arrays])
+
+
+@register_encoders("toy")
+def toy_encoders(device: torch.device) -> Mapping[str, Encoder]:
+    gone = WeightFolder(path=Path("no/such/folder"), mend="python -m make.them (3 GB)")
+    return {
+        "means": Encoder(reads="image", forward=channel_means, preprocessing=Uint8),
+        "gone": Encoder(reads="image", forward=channel_means, preprocessing=Uint8, weights=gone),
+    }
+
+
+def card(identity: str, **changes: object) -> Card:
+    common = {"version": 1, "title": identity, "unit": "", "higher_is_better": True, "range": (0.0, 1.0)}
+    return Card(id=identity, source="none", description="", **{**common, **changes})  # type: ignore[arg-type]
+
+
+@register
+class Redness(PerImage):
+    card = card("toy_redness")
+    features = ("toy:means",)
+
+    def measure(self, features: Features, batch: Batch) -> Rows:
+        return {"score": features["toy:means"][:, 0]}
+
+
+@register
+class Verdict(PerImage):
+    """0 or 1 with a reason, averaged over categories, as judges are."""
+
+    card = card("toy_verdict", aggregate="categories")
+    features = ("toy:means",)
+
+    def measure(self, features: Features, batch: Batch) -> Rows:
+        right = features["toy:means"][:, 0] > features["toy:means"][:, 2]
+        return {
+            "score": right.float(),
+            "reason": ["" if r else f"{p.id}: blue" for r, p in zip(right, batch.prompts, strict=True)],
+        }
+
+
+@register
+class Spread(PairwiseDiversity):
+    card = card("toy_spread", min_images_per_prompt=2)
+    features = ("toy:means",)
+
+
+@register
+class NotFinite(PerImage):
+    """A metric that fails on the images of one prompt."""
+
+    card = card("toy_nan")
+    features = ("toy:means",)
+
+    def measure(self, features: Features, batch: Batch) -> Rows:
+        score = features["toy:means"][:, 0].clone()
+        score[[prompt.id == "colors-1" for prompt in batch.prompts]] = float("nan")
+        return {"score": score}
+
+
+@register
+class Gone(PerImage):
+    card = card("toy_gone")
+    features = ("toy:gone",)
+
+    def measure(self, features: Features, batch: Batch) -> Rows:
+        return {"score": features["toy:gone"][:, 0]}
