@@ -161,7 +161,7 @@ def keep(detections: Detections, tag: str, constants: Constants = GENEVAL) -> di
 
 
 def relative_position(subject: Box, target: Box, position_threshold: float = 0.1) -> set[str]:
-    """Return the relations in which the subject's box stands to the target's; none, one or two. float32 throughout."""
+    """Return the relations in which the subject's box stands to the target's: none, one or two. float32."""
     boxes = np.array([subject, target], dtype=np.float32).reshape(2, 2, 2)
     centre_A, centre_B = boxes.mean(axis=1)
     size_A, size_B = np.abs(np.diff(boxes, axis=1))[:, 0]

@@ -57,13 +57,13 @@ def test_box_edges_are_exclusive() -> None:
 
 def malformed() -> dict[str, np.ndarray]:
     rows, columns = np.indices((64, 64))
+    down, right = rows - 32, columns - 32
     return {
-        "long bar": (abs(rows - 32) < 4) & (abs(columns - 32) < 16),
-        "half disc": (np.hypot(rows - 32, columns - 32) < 12) & (rows < 32),
-        "letter L": ((abs(rows - 40) < 3) & (abs(columns - 32) < 12))
-        | ((abs(columns - 22) < 3) & (abs(rows - 32) < 11)),
-        "two discs grown together": (np.hypot(rows - 32, columns - 24) < 8) | (np.hypot(rows - 32, columns - 38) < 8),
-        "open ring": (abs(np.hypot(rows - 32, columns - 32) - 9) < 3) & ~((abs(rows - 32) < 6) & (columns > 32)),
+        "long bar": (abs(down) < 4) & (abs(right) < 16),
+        "half disc": (np.hypot(down, right) < 12) & (rows < 32),
+        "letter L": ((abs(rows - 40) < 3) & (abs(right) < 12)) | ((abs(columns - 22) < 3) & (abs(down) < 11)),
+        "two discs grown together": (np.hypot(down, columns - 24) < 8) | (np.hypot(down, columns - 38) < 8),
+        "open ring": (abs(np.hypot(down, right) - 9) < 3) & ~((abs(down) < 6) & (columns > 32)),
     }
 
 
