@@ -1,0 +1,104 @@
+"""Stand-ins whose right answers are known: Gaussian velocity models, a two-dimensional backbone, simple rewards."""
+
+from collections.abc import Callable, Sequence
+
+import torch
+from torch import Tensor, nn
+
+from benchmarks.protocol import Protocol
+from benchmarks.samplers import Level
+from metrics.base import Card, Prompt
+from trainers.backbones.base import Role
+from trainers.rewards import RewardBank, RewardConfig
+
+
+def gaussian_velocity(mu: float, tau: float) -> Callable[[Tensor, Level], Tensor]:
+    """Return the exact velocity of data N(mu, tau^2 I): E[x0|x_t] = mu + (1-t) tau^2 / V (x_t - (1-t) mu)."""
+
+    def velocity(x_t: Tensor, t: Level) -> Tensor:
+        variance = (1 - t) ** 2 * tau**2 + t**2
+        mean_x0 = mu + (1 - t) * tau**2 / variance * (x_t - (1 - t) * mu)
+        return (x_t - mean_x0) / t
+
+    return velocity
+
+
+class ClosedFormMetric:
+    """A metric with the interface of LoadedMetric: mean of one colour channel."""
+
+    def __init__(self, identity: str, channel: int, differentiable: bool) -> None:
+        self.card = Card(
+            id=identity, version=1, title=identity, unit="", higher_is_better=True, range=(0, 1), source="",
+            description="", differentiable=differentiable,
+        )  # fmt: skip
+        self._channel = channel
+
+    def reward(self, images: Tensor, prompts: Sequence[Prompt]) -> Tensor:
+        return images[:, self._channel].mean(dim=(1, 2))
+
+    def __call__(self, images: Tensor, prompts: Sequence[Prompt]) -> Tensor:
+        return (images[:, self._channel].mean(dim=(1, 2)) > 0.5).float()
+
+
+def reward_bank(*, redness: bool = True, judge: bool = False) -> RewardBank:
+    """Return a bank of "redness" (differentiable) and/or "judge" (a verdict, 0 or 1)."""
+    loaded = {"redness": ClosedFormMetric("redness", 0, True), "judge": ClosedFormMetric("judge", 2, False)}
+    chosen = [RewardConfig(id=name) for name, wanted in (("redness", redness), ("judge", judge)) if wanted]
+    return RewardBank(chosen, loaded)  # type: ignore[arg-type]
+
+
+class PointBackbone:
+    """Two-dimensional "images" with small networks as roles; the teacher is N(mean, spread^2 I) in closed form."""
+
+    latent_shape = (2,)
+    device = torch.device("cpu")
+
+    def __init__(self, mean: tuple[float, float], spread: float, hidden: int = 32) -> None:
+        self.passes = 0
+        self._teacher = gaussian_velocity(0.0, spread)
+        self._mean = torch.tensor(mean)
+        self.networks = {role: VelocityNetwork(hidden) for role in ("student", "fake_score")}
+
+    def encode(self, prompts: Sequence[str]) -> int:
+        return len(prompts)
+
+    def velocity(self, role: Role, x_t: Tensor, t: Level, prompts: int, guidance_scale: float = 1.0) -> Tensor:
+        assert prompts == len(x_t)
+        self.passes += len(x_t)
+        if role == "teacher":
+            # data shifted by m: x_t is shifted by (1 - t) m, and the velocity by -m
+            return self._teacher(x_t - (1 - t) * self._mean, t) - self._mean
+        return self.networks[role](x_t, t)
+
+    def decode(self, latents: Tensor) -> Tensor:
+        return latents
+
+    def parameters(self, role: Role) -> list[nn.Parameter]:
+        return [] if role == "teacher" else list(self.networks[role].parameters())
+
+    def protocol(self) -> Protocol:
+        return Protocol()
+
+
+class VelocityNetwork(nn.Module):
+    """A multilayer perceptron of (x, t) whose output starts at 0."""
+
+    def __init__(self, hidden: int) -> None:
+        super().__init__()
+        self.body = nn.Sequential(nn.Linear(4, hidden), nn.SiLU(), nn.Linear(hidden, hidden), nn.SiLU())
+        self.skip, self.head = nn.Linear(4, 2), nn.Linear(hidden, 2)
+        for layer in (self.skip, self.head):
+            nn.init.zeros_(layer.weight)
+            nn.init.zeros_(layer.bias)
+
+    def forward(self, x: Tensor, t: Level) -> Tensor:
+        level = torch.as_tensor(t, dtype=x.dtype).expand(len(x), 1)
+        features = torch.cat([x, level, level**2], dim=1)
+        return self.skip(features) + self.head(self.body(features))
+
+
+class FirstCoordinate(ClosedFormMetric):
+    """r(x) = x_1 of a point."""
+
+    def reward(self, images: Tensor, prompts: Sequence[Prompt]) -> Tensor:
+        return images[:, 0]

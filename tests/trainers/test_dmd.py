@@ -1,0 +1,196 @@
+from collections.abc import Callable
+
+import pytest
+import torch
+from torch import Tensor, nn
+
+from benchmarks.samplers import Level
+from metrics.base import Prompt
+from tests.trainers.closed_form import PointBackbone, gaussian_velocity
+from trainers import dmd
+from trainers.base import SamplerConfig, World
+from trainers.dmd import Dmd, DmdConfig, dmd_gradient, dmd_loss
+from trainers.draws import Draws
+from trainers.flow import interpolate, x0_from_v
+from trainers.learner import EmaConfig, OptimiserConfig
+from trainers.rewards import RewardBank
+
+T, TAU = 0.6, 0.5
+MU_REAL, MU_FAKE = -0.2, 1.0
+TEACHER, FAKE = gaussian_velocity(MU_REAL, TAU), gaussian_velocity(MU_FAKE, TAU)
+
+
+def draw(*shape: int) -> Tensor:
+    return torch.randn(*shape, dtype=torch.float64, generator=torch.Generator().manual_seed(sum(shape)))
+
+
+def test_dmd_gradient_of_two_gaussians_is_their_mean_difference_times_t_squared_over_v() -> None:
+    x_t = draw(50, 3)
+    x0_teacher, x0_fake = x0_from_v(x_t, TEACHER(x_t, T), T), x0_from_v(x_t, FAKE(x_t, T), T)
+    variance = (1 - T) ** 2 * TAU**2 + T**2
+    assert variance == pytest.approx(0.4)
+    gradient = dmd_gradient(x_t, x0_teacher, x0_fake, "none")
+    assert torch.allclose(gradient, torch.full_like(gradient, (MU_FAKE - MU_REAL) * T**2 / variance), atol=1e-9)
+    assert gradient.mean().item() == pytest.approx(1.08, abs=1e-9)
+
+
+def test_gradient_of_the_dmd_loss_is_g_over_the_number_of_elements() -> None:
+    x0 = draw(4, 3, 2).requires_grad_()
+    gradient = draw(4, 3, 2) * 3
+    (found,) = torch.autograd.grad(dmd_loss(x0, gradient), x0)
+    assert (found * x0.numel() - gradient).abs().max() < 1e-7
+    assert dmd_loss(x0, gradient).item() == pytest.approx(0.5 * gradient.square().mean().item())
+
+
+def test_descent_moves_the_student_from_the_fake_mean_to_the_teachers() -> None:
+    shift = torch.tensor(MU_FAKE, dtype=torch.float64, requires_grad=True)
+    x0 = shift + TAU * draw(256, 2)
+    t = torch.full((256, 1), T, dtype=torch.float64)
+    dmd.student_loss(x0, TEACHER, FAKE, t, draw(256, 2)).backward()
+    assert shift.grad is not None and shift.grad > 0  # the sign of mu_fake - mu_real: descent lowers the shift
+
+
+def test_equal_networks_give_no_loss_and_no_gradient() -> None:
+    x0 = draw(8, 2).requires_grad_()
+    loss = dmd.student_loss(x0, TEACHER, TEACHER, torch.full((8, 1), T, dtype=torch.float64), draw(8, 2))
+    loss.backward()
+    assert loss.item() == 0 and x0.grad is not None and not x0.grad.any()
+
+
+def test_normalisers() -> None:
+    x0, x0_teacher, x0_fake = draw(3, 5, 4, 2)
+    plain = dmd_gradient(x0, x0_teacher, x0_fake)
+    assert torch.allclose(dmd_gradient(7 * x0, 7 * x0_teacher, 7 * x0_fake), plain)
+    scale = (x0 - x0_teacher).abs().mean(dim=(1, 2), keepdim=True)
+    assert torch.allclose(plain, (x0_fake - x0_teacher) / scale)
+    x_t, v_teacher, v_fake = draw(3, 5, 4, 1)
+    by_x_t = dmd_gradient(x0, x_t - T * v_teacher, x_t - T * v_fake, "xt_teacher", x_t)
+    assert torch.allclose(by_x_t, (v_teacher - v_fake) / v_teacher.abs().mean(dim=(1, 2), keepdim=True))
+    assert torch.equal(dmd_gradient(x0, x0, x0), torch.zeros_like(x0))
+    with pytest.raises(ValueError, match="needs x_t"):
+        dmd_gradient(x0, x0_teacher, x0_fake, "xt_teacher")
+
+
+class Scaled(nn.Module):
+    """A velocity with a parameter, to see where gradients go."""
+
+    def __init__(self, velocity: Callable[[Tensor, Level], Tensor]) -> None:
+        super().__init__()
+        self.scale = nn.Parameter(torch.ones((), dtype=torch.float64))
+        self._velocity = velocity
+
+    def forward(self, x_t: Tensor, t: Level) -> Tensor:
+        assert not x_t.requires_grad  # the re-noised input carries no gradient
+        return self.scale * self._velocity(x_t, t)
+
+
+def test_student_step_reaches_the_student_alone_and_fake_step_the_fake_score_alone() -> None:
+    teacher, fake_score = Scaled(TEACHER), Scaled(FAKE)
+    x0 = draw(8, 2).requires_grad_()
+    t, eps = torch.full((8, 1), T, dtype=torch.float64), draw(8, 2)
+    dmd.student_loss(x0, teacher, fake_score, t, eps).backward()
+    assert x0.grad is not None and teacher.scale.grad is None and fake_score.scale.grad is None
+    x0.grad = None
+    dmd.fake_score_loss(x0, fake_score, t, eps).backward()
+    assert fake_score.scale.grad is not None and x0.grad is None
+
+
+def test_fake_score_loss_is_smallest_for_the_exact_velocity() -> None:
+    x0, eps = 0.4 + TAU * draw(20_000, 1), draw(20_000, 2)[:, :1]
+    t = torch.full((20_000, 1), T, dtype=torch.float64)
+    exact = dmd.fake_score_loss(x0, gaussian_velocity(0.4, TAU), t, eps)
+    for mu, tau in ((0.5, TAU), (0.3, TAU), (0.4, 0.6), (0.4, 0.4)):
+        assert dmd.fake_score_loss(x0, gaussian_velocity(mu, tau), t, eps) > exact
+
+
+@pytest.mark.parametrize("source", sorted(dmd.X0_SOURCES))
+def test_x0_sources_give_the_students_own_prediction_with_one_graph(source: str) -> None:
+    calls: list[bool] = []
+
+    def student(x_t: Tensor, t: Level) -> Tensor:
+        calls.append(torch.is_grad_enabled())
+        return gaussian_velocity(0.0, 0.01)(x_t, t)  # x0 is close to 0 whatever the level
+
+    protocol = SamplerConfig().protocol(PointBackbone((0, 0), 1).protocol())
+    for seed in range(6):
+        calls.clear()
+        x0 = dmd.X0_SOURCES[source](student, torch.randn(9, 2), protocol, Draws(seed), True)
+        assert x0.abs().max() < 0.1 and calls.count(True) == 1 and calls[-1]
+    dmd.X0_SOURCES[source](student, torch.randn(9, 2), protocol, Draws(0), False)
+    assert not calls[-1]
+
+
+def test_renoised_rollout_meets_every_level_with_its_own_prediction() -> None:
+    """The student's x0-prediction is made to equal the level it was made at; what is re-noised must show it."""
+    seen: list[tuple[Tensor, Tensor]] = []
+
+    def student(x_t: Tensor, t: Level) -> Tensor:
+        if isinstance(t, Tensor):
+            seen.append((x_t, t))
+        level = torch.as_tensor(t).expand(len(x_t), 1)
+        return (x_t - 100 * level) / level
+
+    protocol = SamplerConfig().protocol(PointBackbone((0, 0), 1).protocol())
+    dmd.renoised_rollout_x0(student, torch.randn(400, 2), protocol, Draws(0), False)
+    x_t, t = seen[0]
+    assert sorted(set(t.flatten().tolist())) == [0.25, 0.5, 0.75, 1.0]
+    eps = (x_t - (1 - t) * 100 * t) / t
+    assert abs(eps.mean()) < 0.15 and abs(eps.std() - 1) < 0.1
+
+
+def train(iterations: int, config: DmdConfig, backbone: PointBackbone) -> Dmd:
+    trainer = Dmd(config, backbone, RewardBank([], {}), World(seed=0))
+    prompts = [Prompt(text=str(n)) for n in range(config.batch_size)]
+    for iteration in range(iterations):
+        trainer.step(prompts, iteration)
+    return trainer
+
+
+def test_student_learns_a_gaussian_teacher() -> None:
+    torch.manual_seed(0)
+    backbone = PointBackbone((1.0, -0.5), 0.5)
+    config = DmdConfig(
+        sampler=SamplerConfig(num_inference_steps=1), batch_size=256, guidance_scale=1.0, normaliser="none",
+        fake_score_updates=1, share_rollout=True, ema=EmaConfig(decay=0.99),
+        student=OptimiserConfig(lr=1e-3, betas=(0.5, 0.99), max_grad_norm=0.0),
+        fake_score=OptimiserConfig(lr=5e-3, betas=(0.5, 0.99), max_grad_norm=0.0),
+    )  # fmt: skip
+    trainer = train(1500, config, backbone)
+    with torch.no_grad(), trainer.roles.student.averaged():
+        x = torch.randn(20_000, 2)
+        student = lambda x, t: backbone.velocity("student", x, t, len(x))  # noqa: E731
+        points = dmd.rollout(student, x, trainer.protocol(), lambda k: torch.randn_like(x))[-1].x0
+    assert (points.mean(dim=0) - torch.tensor([1.0, -0.5])).abs().max() < 0.05
+    covariance = points.T.cov()
+    assert covariance.diagonal().tolist() == pytest.approx([0.25, 0.25], rel=0.1)
+    assert abs(covariance[0, 1]) < 0.025
+
+
+def test_student_is_updated_at_every_rth_iteration() -> None:
+    backbone = PointBackbone((0, 0), 1)
+    trainer = train(60, DmdConfig(batch_size=2, fake_score_updates=10), backbone)
+    assert trainer.roles.student.updates == 6 and trainer.roles.fake_score.updates == 60
+    assert trainer.roles.student.averages == 60  # the EMA moves at fake-only iterations as well
+
+
+def test_loss_levels_are_those_of_their_laws() -> None:
+    backbone, levels = PointBackbone((0, 0), 1), []
+    teacher = backbone.velocity
+
+    def velocity(role: str, x_t: Tensor, t: Level, prompts: int, guidance_scale: float = 1.0) -> Tensor:
+        if role == "teacher":
+            levels.append(t)
+        return teacher(role, x_t, t, prompts, guidance_scale)  # type: ignore[arg-type]
+
+    backbone.velocity = velocity  # type: ignore[method-assign]
+    train(40, DmdConfig(batch_size=64, fake_score_updates=1), backbone)
+    drawn = torch.cat([torch.as_tensor(t).flatten() for t in levels])
+    assert 0.02 <= drawn.min() < 0.05 and 0.95 < drawn.max() <= 0.98 and drawn.mean() == pytest.approx(0.5, abs=0.02)
+
+
+def test_interpolation_is_what_the_loss_noises_with() -> None:
+    x0, eps = draw(2, 3, 2)
+    seen: list[Tensor] = []
+    fake = lambda x_t, t: seen.append(x_t) or torch.zeros_like(x_t)  # noqa: E731
+    dmd.fake_score_loss(x0, fake, torch.tensor(T), eps)
+    assert torch.allclose(seen[0], interpolate(x0, eps, T))

@@ -1,0 +1,102 @@
+import math
+
+import pytest
+import torch
+
+from benchmarks.config import UserError, build
+from benchmarks.samplers import shifted
+from tests.trainers.closed_form import gaussian_velocity
+from trainers import flow, vp
+from trainers.flow import RenoiseLaw, subinterval
+
+
+@pytest.mark.parametrize(("dtype", "tolerance"), [(torch.float64, 1e-10), (torch.float32, 1e-5)])
+def test_flow_conversions_round_trip(dtype: torch.dtype, tolerance: float) -> None:
+    generator = torch.Generator().manual_seed(0)
+    x0, eps = torch.randn(2, 64, 8, generator=generator, dtype=dtype)
+    t = torch.linspace(0.01, 0.99, 64, dtype=dtype)[:, None]
+    x_t, v = flow.interpolate(x0, eps, t), eps - x0
+    assert (flow.x0_from_v(x_t, v, t) - x0).abs().max() < tolerance
+    assert (flow.eps_from_v(x_t, v, t) - eps).abs().max() < tolerance
+    # dividing by t or 1 - t >= .01 multiplies rounding by up to 100
+    assert ((flow.v_from_x0(x_t, x0, t) - v) * t).abs().max() < tolerance
+    assert ((flow.v_from_eps(x_t, eps, t) - v) * (1 - t)).abs().max() < tolerance
+    score = flow.score_from_v(x_t, v, t)
+    assert ((score + eps / t) * t).abs().max() < tolerance
+    assert ((flow.v_from_score(x_t, score, t) - v) * (1 - t)).abs().max() < tolerance
+
+
+def test_vp_conversions_round_trip_and_bridge_to_flow() -> None:
+    x0, eps = torch.randn(2, 64, 8, dtype=torch.float64, generator=torch.Generator().manual_seed(1))
+    alpha_bar = torch.linspace(0.9991, 0.0047, 64, dtype=torch.float64)[:, None]
+    a, b = alpha_bar.sqrt(), (1 - alpha_bar).sqrt()
+    x_t = a * x0 + b * eps
+    v = vp.v_prediction(x0, eps, a, b)
+    for back in (vp.x0_from_eps(x_t, eps, a, b), vp.x0_from_v_prediction(x_t, v, a, b)):
+        assert (back - x0).abs().max() < 1e-10
+    for back in (vp.eps_from_x0(x_t, x0, a, b), vp.eps_from_v_prediction(x_t, v, a, b)):
+        assert (back - eps).abs().max() < 1e-10
+    x, t = vp.to_flow(x_t, a, b)
+    assert (x - flow.interpolate(x0, eps, t)).abs().max() < 1e-10
+    score_flow = flow.score_from_v(x, eps - x0, t)
+    assert (score_flow - (a + b) * vp.score_from_eps(eps, b)).abs().max() < 1e-10
+
+
+def test_x0_difference_is_the_score_difference_times_t_squared_over_one_minus_t() -> None:
+    x_t, t = torch.randn(50, 3, dtype=torch.float64), 0.6
+    v_a, v_b = gaussian_velocity(1.0, 0.5)(x_t, t), gaussian_velocity(-0.2, 0.5)(x_t, t)
+    difference = flow.x0_from_v(x_t, v_a, t) - flow.x0_from_v(x_t, v_b, t)
+    scores = flow.score_from_v(x_t, v_a, t) - flow.score_from_v(x_t, v_b, t)
+    assert torch.allclose(difference, t * (v_b - v_a), atol=1e-12)
+    assert torch.allclose(difference, t**2 / (1 - t) * scores, atol=1e-12)
+
+
+def test_guidance_of_one_is_the_conditional_call_and_is_the_same_in_v_eps_and_x0() -> None:
+    x_t, u, c = torch.randn(3, 40, 4, dtype=torch.float64)
+    t = 0.35
+    assert torch.equal(flow.guided(torch.zeros_like(c), c, 1.0), c)
+    from_v = flow.x0_from_v(x_t, flow.guided(u, c, 4.5), t)
+    from_x0 = flow.guided(flow.x0_from_v(x_t, u, t), flow.x0_from_v(x_t, c, t), 4.5)
+    eps = flow.guided(flow.eps_from_v(x_t, u, t), flow.eps_from_v(x_t, c, t), 4.5)
+    from_eps = flow.x0_from_v(x_t, flow.v_from_eps(x_t, eps, t), t)
+    assert torch.allclose(from_v, from_x0, atol=1e-12) and torch.allclose(from_v, from_eps, atol=1e-12)
+
+
+@pytest.mark.parametrize(("kernel", "noise_variance"), [("exact", 0.64), ("paper", 0.40)])
+def test_only_the_exact_kernel_keeps_the_noise_of_the_path(kernel: flow.Kernel, noise_variance: float) -> None:
+    s, t = 0.5, 0.8
+    a, sigma = subinterval(s, t, kernel)
+    assert a == pytest.approx((1 - t) / (1 - s))
+    assert (a * s) ** 2 + sigma**2 == pytest.approx(noise_variance, abs=1e-9)
+
+
+def test_exact_kernel_keeps_mean_and_variance_of_gaussian_data() -> None:
+    n, mu, tau, s, t = 400_000, 0.7, 0.5, 0.5, 0.8
+    x0, eps, noise = torch.randn(3, n, dtype=torch.float64, generator=torch.Generator().manual_seed(2))
+    a, sigma = subinterval(s, t)
+    x_t = a * flow.interpolate(mu + tau * x0, eps, s) + sigma * noise
+    variance = (1 - t) ** 2 * tau**2 + t**2
+    assert abs(x_t.mean() - (1 - t) * mu) < 4 * math.sqrt(variance / n)
+    assert abs(x_t.var() - variance) < 4 * variance * math.sqrt(2 / n)
+
+
+def test_kernel_ends() -> None:
+    a, sigma = subinterval(0.0, 0.3)
+    assert (a, sigma) == pytest.approx((0.7, 0.3))
+    assert subinterval(0.5, 0.5 + 1e-9)[1] < 1e-4
+
+
+def test_renoise_laws_have_their_bounds_and_shift() -> None:
+    generator = torch.Generator().manual_seed(3)
+    uniform = RenoiseLaw(low=0.1, high=0.7).sample(20_000, generator)
+    assert uniform.min() >= 0.1 and uniform.max() <= 0.7 and abs(uniform.mean() - 0.4) < 0.005
+    moved = RenoiseLaw(low=0.1, high=0.7, shift=3.0).sample(20_000, generator)
+    assert shifted(0.1, 3) <= moved.min() and moved.max() <= shifted(0.7, 3) + 1e-6
+    assert abs(moved.median() - shifted(0.4, 3)) < 0.01
+    normal = RenoiseLaw(kind="logit_normal", low=0.02, high=0.98, mean=0.5).sample(20_000, generator)
+    assert abs(torch.logit(normal).median() - 0.5) < 0.04
+
+
+def test_renoise_bounds_out_of_order_are_refused() -> None:
+    with pytest.raises(UserError, match="low < high"):
+        build(RenoiseLaw, {"low": 0.9, "high": 0.1}, "x.toml")

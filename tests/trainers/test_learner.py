@@ -1,0 +1,95 @@
+import pytest
+import torch
+from torch import nn
+
+from benchmarks.config import UserError, build
+from trainers.learner import EmaConfig, Learner, OptimiserConfig
+
+
+def learner(ema: EmaConfig | None = None, **settings: object) -> tuple[nn.Parameter, Learner]:
+    parameter = nn.Parameter(torch.zeros(3))
+    return parameter, Learner([parameter], OptimiserConfig(**settings), ema)  # type: ignore[arg-type]
+
+
+def test_ema_of_constant_moves_has_its_closed_form() -> None:
+    parameter, one = learner(EmaConfig(decay=0.9))
+    with torch.no_grad():
+        parameter.fill_(1.0)
+    for iteration in range(7):
+        one.average(iteration)
+    with one.averaged():
+        assert torch.allclose(parameter, torch.full((3,), 1 - 0.9**7))
+    assert torch.equal(parameter, torch.ones(3))  # the raw weights come back
+
+
+def test_ema_warms_up_and_skips_iterations() -> None:
+    parameter, one = learner(EmaConfig(decay=0.9, every=8, warmup=True))
+    with torch.no_grad():
+        parameter.fill_(1.0)
+    kept = 1.0
+    for iteration in range(24):
+        one.average(iteration)
+    for n in range(3):
+        kept *= min((1 + n) / (10 + n), 0.9)
+    with one.averaged():
+        assert torch.allclose(parameter, torch.full((3,), 1 - kept))
+
+
+def test_no_ema_exports_the_raw_weights() -> None:
+    parameter, one = learner(EmaConfig(decay=0.0))
+    with torch.no_grad():
+        parameter.fill_(2.0)
+    one.average(0)
+    with one.averaged():
+        assert torch.equal(parameter, torch.full((3,), 2.0))
+
+
+def test_gradients_are_clipped_together_and_cleared() -> None:
+    parameter, one = learner(max_grad_norm=1.0, lr=1.0)
+    parameter.grad = torch.tensor([3.0, 4.0, 0.0])
+    assert one.update() == pytest.approx(5.0)
+    assert parameter.grad is None and parameter[2] == 0 and parameter[0] < 0
+
+
+def test_rate_warms_up_linearly() -> None:
+    steps = []
+    for warmup in (0, 4):
+        parameter, one = learner(lr=0.1, warmup_updates=warmup, max_grad_norm=0.0)
+        parameter.grad = torch.ones(3)
+        one.update()
+        steps.append(-parameter[0].item())
+    assert steps[1] == pytest.approx(steps[0] / 4)
+
+
+def test_gradients_are_reduced_over_processes_before_the_step() -> None:
+    parameter = nn.Parameter(torch.zeros(1))
+    one = Learner([parameter], OptimiserConfig(max_grad_norm=0.0), reduce=lambda gradient: gradient * 0)
+    parameter.grad = torch.ones(1)
+    assert one.update() == 0 and parameter == 0
+
+
+def test_resuming_continues_bit_for_bit() -> None:
+    def train(one: Learner, parameter: nn.Parameter, first: int, last: int) -> None:
+        for iteration in range(first, last):
+            parameter.grad = torch.sin(torch.arange(3.0) + iteration)
+            one.update()
+            one.average(iteration)
+
+    ema = EmaConfig(decay=0.9, warmup=True)
+    whole, uninterrupted = learner(ema)
+    train(uninterrupted, whole, 0, 9)
+    half, first = learner(ema)
+    train(first, half, 0, 4)
+    again, second = learner(ema)
+    second.load_state_dict(first.state_dict())
+    train(second, again, 4, 9)
+    assert torch.equal(whole, again)
+    with uninterrupted.averaged(), second.averaged():
+        assert torch.equal(whole, again)
+
+
+def test_impossible_settings_are_refused() -> None:
+    with pytest.raises(UserError, match="lr must be above 0"):
+        build(OptimiserConfig, {"lr": -1.0}, "x.toml")
+    with pytest.raises(UserError, match="decay"):
+        build(EmaConfig, {"decay": 1.0}, "x.toml")

@@ -1,0 +1,269 @@
+from dataclasses import replace
+from typing import Any
+
+import pytest
+import torch
+from torch import Tensor
+
+from benchmarks.config import UserError, build
+from benchmarks.samplers import Level
+from metrics.base import Prompt
+from tests.trainers.closed_form import ClosedFormMetric, FirstCoordinate, PointBackbone, reward_bank
+from trainers import subgrpo
+from trainers.ac_dmd import AcDmdConfig
+from trainers.backbones.base import BackboneConfig, LoraConfig, load
+from trainers.base import SamplerConfig, World
+from trainers.learner import EmaConfig, OptimiserConfig
+from trainers.reinforce import ReinforceConfig
+from trainers.rewards import RewardBank, RewardConfig
+from trainers.rtdmd import ColdStartConfig, Rtdmd, RtdmdConfig
+
+PROMPTS = [Prompt(text=str(n)) for n in range(64)]
+RATE = OptimiserConfig(lr=1e-2, max_grad_norm=0.0)
+
+
+def point_rewards(*, differentiable: bool = True) -> RewardBank:
+    metric = FirstCoordinate("x1", 0, differentiable)
+    if not differentiable:
+        metric.__class__ = type("Verdict", (FirstCoordinate,), {"__call__": lambda self, x, p: (x[:, 0] > 0).float()})
+    return RewardBank([RewardConfig(id="x1")], {"x1": metric})  # type: ignore[dict-item]
+
+
+def point_trainer(rewards: RewardBank | None = None, seed: int = 0, **settings: Any) -> tuple[PointBackbone, Rtdmd]:
+    torch.manual_seed(seed)
+    backbone = PointBackbone((0.0, 0.0), 0.5)
+    config = RtdmdConfig(**{"guidance_scale": 1.0, "student": RATE, "fake_score": RATE, **settings})
+    return backbone, Rtdmd(config, backbone, rewards or point_rewards(), World(seed))
+
+
+def weights(backbone: PointBackbone, role: str) -> list[Tensor]:
+    return [p.detach().clone() for p in backbone.networks[role].parameters()]
+
+
+def moved(before: list[Tensor], after: list[Tensor]) -> bool:
+    return any(not torch.equal(a, b) for a, b in zip(before, after, strict=True))
+
+
+def reinforce(**settings: Any) -> dict[str, Any]:
+    return {"phase": "reinforce", "reinforce": ReinforceConfig(groups=4, group_size=8, **settings)}
+
+
+def test_cold_start_updates_the_student_at_every_rth_iteration() -> None:
+    backbone, trainer = point_trainer(cold_start=ColdStartConfig(batch_size=4, fake_score_updates=10))
+    student, fake_score = weights(backbone, "student"), weights(backbone, "fake_score")
+    for iteration in range(9):
+        trainer.step(PROMPTS[:4], iteration)
+    assert not moved(student, weights(backbone, "student")) and moved(fake_score, weights(backbone, "fake_score"))
+    for iteration in range(9, 60):
+        trainer.step(PROMPTS[:4], iteration)
+    assert trainer.roles.student.updates == 6 and trainer.roles.student.averages == 60
+
+
+@pytest.mark.parametrize("share", [True, False])
+def test_a_shared_rollout_saves_its_passes(share: bool) -> None:
+    settings = ColdStartConfig(batch_size=8, fake_score_updates=1, share_rollout=share)
+    backbone, trainer = point_trainer(cold_start=settings, ac_dmd=AcDmdConfig(gamma=0.0))
+    calls = []
+    velocity = backbone.velocity
+    backbone.velocity = lambda role, *args, **kwargs: calls.append(role) or velocity(role, *args, **kwargs)  # type: ignore[method-assign]
+    for iteration in range(50):
+        trainer.step(PROMPTS[:8], iteration)
+    mean_rollout = calls.count("student") / 50
+    assert mean_rollout == pytest.approx(2.5 if share else 5.0, rel=0.15)
+    assert calls.count("teacher") == 50 and calls.count("fake_score") == 100
+
+
+def test_no_term_is_off_by_default() -> None:
+    _, trainer = point_trainer(**reinforce())
+    logs = trainer.step(PROMPTS[:4], 0)
+    assert {"rl_loss", "dmd_loss", "det_loss", "fake_score_loss"} <= logs.keys() and logs["kept"] == 1
+    assert all(logs[name] != 0 for name in ("dmd_loss", "det_loss"))
+
+
+def test_detector_reward_trains_by_subgrpo_alone_and_drops_groups_without_contrast() -> None:
+    backbone, trainer = point_trainer(point_rewards(differentiable=False), **reinforce(det_term=False))
+    before = weights(backbone, "student")
+    logs = trainer.step(PROMPTS[:4], 0)
+    assert "det_loss" not in logs and 0 < logs["kept"] <= 1 and moved(before, weights(backbone, "student"))
+
+    class Never(FirstCoordinate):
+        def __call__(self, images: Tensor, prompts: Any) -> Tensor:
+            return torch.zeros(len(images))
+
+    never = RewardBank([RewardConfig(id="x1")], {"x1": Never("x1", 0, False)})  # type: ignore[dict-item]
+    backbone, trainer = point_trainer(never, **reinforce(det_term=False))
+    before = weights(backbone, "student")
+    logs = trainer.step(PROMPTS[:4], 0)
+    assert logs["kept"] == 0 and not moved(before, weights(backbone, "student"))
+
+
+def student_gradient(rewards: RewardBank | None = None, seed: int = 0, **settings: Any) -> Tensor:
+    """Return the student's gradient of one iteration, before the optimiser."""
+    backbone, trainer = point_trainer(rewards, seed, **settings)
+    with torch.no_grad():  # a student whose calls matter, so that every term has a gradient
+        for parameter in backbone.parameters("student"):
+            parameter.add_(0.1 * torch.randn(parameter.shape, generator=torch.Generator().manual_seed(1)))
+    found: list[Tensor] = []
+    trainer.roles.student.update = lambda: (
+        found.append(  # type: ignore[method-assign]
+            torch.cat([p.grad.flatten() for p in backbone.parameters("student") if p.grad is not None])
+        )
+        or 0.0
+    )
+    trainer.step(PROMPTS[: trainer.prompts_per_step], 0)
+    return found[0]
+
+
+def test_microbatches_give_the_gradient_of_the_whole_epoch() -> None:
+    terms = {"dm_steps": "none"}  # distribution matching draws its noise per microbatch
+    whole = student_gradient(**reinforce(**terms))
+    assert torch.allclose(student_gradient(**reinforce(microbatch=8, **terms)), whole, rtol=1e-4, atol=1e-8)
+    assert whole.any()
+
+
+def test_grpo_is_subgrpo_with_all_stochastic_steps() -> None:
+    terms = {"dm_steps": "none", "det_term": False}
+    grpo = student_gradient(**reinforce(rl="grpo", **terms))
+    assert torch.equal(grpo, student_gradient(**reinforce(rl="subgrpo", subset_size=3, **terms)))
+    assert not torch.equal(grpo, student_gradient(**reinforce(rl="subgrpo", subset_size=2, **terms)))
+
+
+def test_paper_scale_multiplies_the_policy_gradient_by_k_minus_one_over_m() -> None:
+    terms = {"dm_steps": "none", "det_term": False, "subset_size": 2}
+    plain = student_gradient(**reinforce(**terms))
+    assert torch.allclose(student_gradient(**reinforce(subset_scale="paper", **terms)), 1.5 * plain, rtol=1e-4)
+
+
+def test_terms_add_up_with_their_weights() -> None:
+    def term(**chosen: Any) -> Tensor:
+        off = {"rl": "none", "det_term": False, "dm_steps": "none"}
+        return student_gradient(**reinforce(zero_advantage="keep", noise="independent", **{**off, **chosen}))
+
+    weighted = term(det_term=True, det_weight=2.0)
+    assert torch.allclose(weighted, 2.0 * term(det_term=True, det_weight=1.0), rtol=1e-4)
+    together = student_gradient(
+        **reinforce(zero_advantage="keep", rl_weight=3.0, det_weight=2.0, dm_steps="none", noise="independent")
+    )
+    assert torch.allclose(together, weighted + 3.0 * term(rl="subgrpo"), rtol=1e-3, atol=1e-7)
+
+
+def test_direct_term_pushes_the_reward_up_through_the_last_call_only() -> None:
+    seen: list[bool] = []
+    backbone, trainer = point_trainer(**reinforce(rl="none", dm_steps="none", det_weight=1.0))
+    velocity = backbone.velocity
+
+    def watched(role: str, x_t: Tensor, t: Level, prompts: int, guidance_scale: float = 1.0) -> Tensor:
+        seen.append(torch.is_grad_enabled())
+        return velocity(role, x_t, t, prompts, guidance_scale)  # type: ignore[arg-type]
+
+    backbone.velocity = watched  # type: ignore[method-assign]
+    rewards = [trainer.step(PROMPTS[:4], iteration)["reward/x1"] for iteration in range(40)]
+    assert seen[:4] == [False, False, False, True]
+    assert sum(rewards[-5:]) / 5 > sum(rewards[:5]) / 5 + 0.2
+
+
+def test_subgrpo_alone_pushes_a_verdict_up() -> None:
+    settings = reinforce(det_term=False, dm_steps="none", rl="subgrpo")
+    settings["reinforce"] = replace(settings["reinforce"], groups=16)
+    _, trainer = point_trainer(point_rewards(differentiable=False), **settings)
+    rewards = [trainer.step(PROMPTS[:16], iteration)["reward/x1"] for iteration in range(60)]
+    assert sum(rewards[-10:]) / 10 > sum(rewards[:10]) / 10 + 0.15
+
+
+def test_reward_tilt_shifts_a_gaussian_student_by_its_closed_form() -> None:
+    """Teacher N(0, tau^2), r = x_1: on the last step alone the balance of both terms is a shift of x_1 by
+    2 w_det / (w_dm E[t^2 / V(t)]); weights are chosen to make it beta tau^2 with beta = 2, tau = 0.5."""
+    tau, beta = 0.5, 2.0
+    t = torch.rand(400_000, generator=torch.Generator().manual_seed(0)).mul(0.99).add(0.01).clamp(0.02, 0.98)
+    pull = (t**2 / ((1 - t) ** 2 * tau**2 + t**2)).mean().item()
+    settings = reinforce(rl="none", det_weight=beta * tau**2 * pull / 2, dm_weight=1.0, det_margin=100.0)
+    settings["reinforce"] = replace(settings["reinforce"], groups=32)
+    rate = OptimiserConfig(lr=2e-3, betas=(0.5, 0.99), max_grad_norm=0.0)
+    backbone, trainer = point_trainer(
+        **settings, sampler=SamplerConfig(num_inference_steps=1), student=rate, fake_score=replace(rate, lr=5e-3),
+        ac_dmd=AcDmdConfig(normaliser="none", gamma=0.0), ema=EmaConfig(decay=0.99),
+    )  # fmt: skip
+    for iteration in range(700):
+        trainer.step(PROMPTS[:32], iteration)
+    with torch.no_grad(), trainer.roles.student.averaged():
+        x = torch.randn(20_000, 2, generator=torch.Generator().manual_seed(1))
+        points = x - backbone.velocity("student", x, 1.0, len(x))
+    assert points.mean(dim=0)[0].item() == pytest.approx(beta * tau**2, rel=0.15)
+    assert abs(points.mean(dim=0)[1]) < 0.15 * beta * tau**2
+    assert points.std(dim=0).tolist() == pytest.approx([tau, tau], rel=0.15)
+
+
+@pytest.mark.parametrize(
+    ("settings", "bank", "message"),
+    [
+        ({"det_term": True}, {"redness": False, "judge": True}, r"det_term needs a differentiable reward"),
+        ({}, {"redness": False}, r"add a .*rewards.* table"),
+        ({"subset_size": 4}, {}, "only 3 steps are stochastic"),
+    ],
+)
+def test_contradictory_settings_are_refused_by_name(settings: dict, bank: dict, message: str) -> None:
+    with pytest.raises(UserError, match=message):
+        point_trainer(reward_bank(**bank), **reinforce(**settings))
+
+
+def test_reinforcement_needs_a_stochastic_sampler() -> None:
+    with pytest.raises(UserError, match="stochastic sampler"):
+        point_trainer(**reinforce(), sampler=SamplerConfig(eta=0.0))
+
+
+def test_wrong_keys_and_types_are_refused_with_the_nearest_name() -> None:
+    with pytest.raises(UserError, match=r"unknown key 'reinforce\.subset_sise'; did you mean 'subset_size'"):
+        build(RtdmdConfig, {"reinforce": {"subset_sise": 1}}, "x.toml")
+    with pytest.raises(UserError, match=r"reinforce\.groups"):
+        build(RtdmdConfig, {"reinforce": {"groups": "4"}}, "x.toml")
+    with pytest.raises(UserError, match="every term is off"):
+        build(RtdmdConfig, {"reinforce": {"rl": "none", "det_term": False, "dm_steps": "none"}}, "x.toml")
+
+
+def test_teacher_stays_frozen_and_gradients_stay_in_their_roles(pipeline_folder: Any, prompts: list[Prompt]) -> None:
+    torch.manual_seed(0)
+    settings = BackboneConfig(path=str(pipeline_folder), lora=LoraConfig(rank=2, alpha=4))
+    backbone = load(settings, torch.device("cpu"))
+    digest = backbone.teacher_digest()
+    for config in (
+        RtdmdConfig(cold_start=ColdStartConfig(batch_size=4, fake_score_updates=1)),
+        RtdmdConfig(phase="reinforce", reinforce=ReinforceConfig(groups=2, group_size=4)),
+    ):
+        trainer = Rtdmd(config, backbone, reward_bank(redness=True, judge=True), World())
+        before = {role: [p.detach().clone() for p in backbone.parameters(role)] for role in ("student", "fake_score")}
+        strays: list[str] = []
+        for learner, other in ((trainer.roles.student, "fake_score"), (trainer.roles.fake_score, "student")):
+
+            def watched(update: Any = learner.update, other: Any = other, strays: list[str] = strays) -> float:
+                strays.extend(other for p in backbone.parameters(other) if p.grad is not None)
+                return update()
+
+            learner.update = watched  # type: ignore[method-assign]
+        for iteration in range(2):
+            trainer.step(prompts[: trainer.prompts_per_step], iteration)
+        assert not strays
+        for role, old in before.items():
+            assert moved(old, [p.detach() for p in backbone.parameters(role)])  # type: ignore[arg-type]
+    assert backbone.teacher_digest() == digest
+
+
+def test_both_forms_of_stage_two_run(prompts: list[Prompt]) -> None:
+    paper = ReinforceConfig(
+        groups=4, group_size=8, logprob="exact", advantage="group_std", subset_scale="paper", subset_per="prompt",
+        dm_steps="all", share_init=True, noise="independent",
+    )  # fmt: skip
+    for settings in (paper, ReinforceConfig(groups=4, group_size=8)):
+        backbone, trainer = point_trainer(phase="reinforce", reinforce=settings)
+        before = weights(backbone, "student")
+        logs = trainer.step(PROMPTS[:4], 0)
+        assert moved(before, weights(backbone, "student")) and all(abs(v) < 1e6 for v in logs.values())
+
+
+def test_rewards_are_weighted_and_scaled() -> None:
+    loaded = {"a": ClosedFormMetric("a", 0, True), "b": ClosedFormMetric("b", 1, True)}
+    bank = RewardBank([RewardConfig(id="a", weight=2.0), RewardConfig(id="b", scale=10.0)], loaded)  # type: ignore[arg-type]
+    images = torch.rand(3, 3, 4, 4)
+    scores = bank.score(images, [])
+    assert torch.allclose(bank.total(scores), 2 * scores["a"] + scores["b"] / 10)
+    assert torch.allclose(bank.total(scores, only=["b"]), scores["b"] / 10)
+    assert subgrpo.advantages(scores, bank.weights, 3, "group_std").shape == (3,)

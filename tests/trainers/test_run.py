@@ -1,0 +1,69 @@
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+
+from benchmarks.config import UserError
+from trainers import run as run_module
+from trainers.run import Arguments, main
+
+ROOT = Path(__file__).resolve().parents[2]
+
+
+def test_list_names_trainers_backbones_and_rewards(capsys: pytest.CaptureFixture[str]) -> None:
+    main(Arguments(list=True))
+    shown = capsys.readouterr().out
+    assert all(name in shown for name in ("dmd", "rtdmd", "sd3", "micro_clip"))
+
+
+@pytest.mark.parametrize(
+    ("arguments", "message"),
+    [
+        (Arguments(), "name a trainer and its config"),
+        (Arguments(method="rtdm", config=Path("x.toml")), "unknown trainer 'rtdm'; did you mean 'rtdmd'"),
+        (Arguments(method="rtdmd", config=Path("x.toml")), r"x\.toml: no such file"),
+        (Arguments(plugin=("no.such.module",)), "--plugin no.such.module"),
+    ],
+)
+def test_mistakes_are_one_clear_line(arguments: Arguments, message: str) -> None:
+    with pytest.raises(UserError, match=message):
+        main(arguments)
+
+
+def test_settings_are_checked_with_overrides_on_top(pipeline_folder: Path, tmp_path: Path) -> None:
+    config = tmp_path / "run.toml"
+    config.write_text(f'name = "x"\nstages.one.iterations = 1\nbackbone.path = "{pipeline_folder}"\n')
+    arguments = {"method": "dmd", "config": config, "out": tmp_path / "run"}
+    with pytest.raises(UserError, match=r"run.toml: stages.one: trainer: unknown key 'gidance_scale'; did you mean"):
+        main(Arguments(**arguments, set=("trainer.gidance_scale=3",)))  # type: ignore[arg-type]
+    with pytest.raises(UserError, match=r"run.toml: stages.one.iterations: .*not 'many'"):
+        main(Arguments(**arguments, set=("stages.one.iterations=many",)))  # type: ignore[arg-type]
+
+
+@pytest.mark.parametrize(("benchmark", "published"), [(True, 1), (False, 0)])
+def test_a_run_that_ends_is_benchmarked(
+    pipeline_folder: Path,
+    prompt_file: Path,
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+    benchmark: bool,
+    published: int,
+) -> None:
+    calls = []
+    monkeypatch.setattr(run_module, "publish", lambda *arguments: calls.append(arguments))
+    config = tmp_path / "run.toml"
+    config.write_text(
+        f'name = "x"\ndevice = "cpu"\nbenchmark = "micro"\ntrainer.batch_size = 2\nstages.one.iterations = 1\n'
+        f'backbone = {{ path = "{pipeline_folder}", lora.rank = 2 }}\nprompts.source = "{prompt_file}"\n'
+    )
+    main(Arguments(method="dmd", config=config, out=tmp_path / "run", benchmark=benchmark))
+    assert len(calls) == published
+    if published:
+        assert calls[0][:3] == (tmp_path / "run" / "student", "micro", "x")
+
+
+def test_a_users_mistake_exits_with_code_2_and_no_traceback() -> None:
+    command = [sys.executable, "-m", "trainers.run", "rtdmd"]
+    done = subprocess.run(command, cwd=ROOT, capture_output=True, text=True, timeout=300, check=False)
+    assert done.returncode == 2 and done.stderr.startswith("error: ") and "Traceback" not in done.stderr

@@ -1,0 +1,119 @@
+"""What trainers ask of a model family, and the registry of backbones.
+
+A backbone is the only code that knows its family: it encodes prompts, predicts velocities in three roles, decodes
+latents and writes a checkpoint. Roles: teacher = the model as loaded, frozen; student and fake_score start as copies
+of it (LoRA adapters on the one frozen base, or full copies).
+Axes: B images; latents [B, *latent_shape]; images [B, 3, H, W] in [0, 1].
+"""
+
+from collections.abc import Callable, Sequence
+from pathlib import Path
+from typing import Any, Literal, Protocol, TypeVar
+
+import torch
+from torch import Tensor, nn
+
+from benchmarks.config import config
+from benchmarks.protocol import Protocol as SamplingProtocol
+from benchmarks.samplers import Level
+from metrics.base import UserError, import_entry_points, nearest
+
+Role = Literal["teacher", "student", "fake_score"]
+
+
+@config
+class LoraConfig:
+    """Low-rank adapters of student and fake score, W + (alpha / rank) B A."""
+
+    rank: int = 32
+    alpha: int = 64
+    targets: tuple[str, ...] = ()  # ends of the linear layers' names, such as "to_q"; () = every linear layer
+
+    def __post_init__(self) -> None:
+        if self.rank < 1 or self.alpha < 1:
+            raise ValueError("rank and alpha must be at least 1")
+
+
+@config
+class BackboneConfig:
+    """Which model, and how its roles are trained."""
+
+    kind: str = "sd3"
+    path: str  # folder of the base model in diffusers layout
+    training: Literal["lora", "full"] = "lora"
+    lora: LoraConfig = LoraConfig()
+    precision: Literal["float32", "bfloat16"] = "float32"  # of the networks; sampling and losses are float32
+    prompt_cache: int = 8192  # embeddings of so many prompts stay in memory
+    gradient_checkpointing: bool = False
+
+
+class Backbone(Protocol):
+    """The interface; see the module's docstring."""
+
+    latent_shape: tuple[int, ...]
+    device: torch.device
+    passes: int  # network passes so far: images × forward passes, plus one for each backward
+
+    def encode(self, prompts: Sequence[str]) -> Any:
+        """Return the embeddings of B prompts for `velocity`; no prompt is encoded twice while in the cache."""
+        ...
+
+    def velocity(self, role: Role, x_t: Tensor, t: Level, prompts: Any, guidance_scale: float = 1.0) -> Tensor:
+        """Return v [B, ...] float32 of a role at level t for encoded prompts; guided above a scale of 1."""
+        ...
+
+    def decode(self, latents: Tensor) -> Tensor:
+        """Return images in [0, 1], differentiable in the latents."""
+        ...
+
+    def parameters(self, role: Role) -> list[nn.Parameter]:
+        """Return what a role trains; the teacher trains nothing."""
+        ...
+
+    def reset(self) -> None:
+        """Make student and fake score copies of the teacher again."""
+        ...
+
+    def protocol(self) -> SamplingProtocol:
+        """Return how the base model is meant to be sampled."""
+        ...
+
+    def teacher_digest(self) -> str:
+        """Return the sha256 of the frozen base weights as they are now in memory."""
+        ...
+
+    def export(self, folder: Path, weights: str, dtype: str) -> None:
+        """Write the student as a folder for stock diffusers; see `trainers.config.ExportConfig`."""
+        ...
+
+
+B = TypeVar("B", bound=Callable[..., Backbone])
+_BACKBONES: dict[str, Callable[[BackboneConfig, torch.device], Backbone]] = {}
+
+
+def register(kind: str) -> Callable[[B], B]:
+    """Class decorator: make a backbone known by the kind a config names. Raises UserError where it is taken."""
+
+    def add(backbone: B) -> B:
+        if kind in _BACKBONES:
+            raise UserError(f"backbone kind {kind!r} is taken twice: rename one of the two")
+        _BACKBONES[kind] = backbone
+        return backbone
+
+    return add
+
+
+def available() -> dict[str, Callable[[BackboneConfig, torch.device], Backbone]]:
+    """Return every registered backbone by kind: built-in, entry points (fewstep_bench.backbones) and plugins."""
+    import trainers.backbones.sd3  # noqa: F401  (registers itself; here, because it brings diffusers along)
+
+    import_entry_points("fewstep_bench.backbones")
+    return dict(sorted(_BACKBONES.items()))
+
+
+def load(settings: BackboneConfig, device: torch.device) -> Backbone:
+    """Load a model. Raises UserError for an unknown kind or a folder that is not such a model."""
+    known = available()
+    if settings.kind not in known:
+        raise UserError(f"unknown backbone {settings.kind!r}; {nearest(settings.kind, known)}")
+    return known[settings.kind](settings, device)

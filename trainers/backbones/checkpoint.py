@@ -1,0 +1,84 @@
+"""Reading a base model's folder and writing a student's: what stock diffusers loads, without code to run.
+
+A folder is written under a temporary name and renamed, so that a half-written one never bears the right name.
+"""
+
+import json
+import shutil
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from benchmarks.checkpoints import check_pipeline
+from benchmarks.config import UserError
+from benchmarks.native import default_protocol, load_pipeline
+from benchmarks.protocol import Protocol, read_protocol
+from trainers.backbones.lora import AdapterRoles
+
+DTYPES = {"float32": torch.float32, "float16": torch.float16, "bfloat16": torch.bfloat16}
+
+
+def load_base(folder: Path, class_name: str, device: torch.device) -> tuple[Any, Protocol]:
+    """Return a diffusers folder's pipeline in float32 and its protocol.
+
+    Raises UserError where the folder is missing, damaged, not safe to read, or holds another pipeline."""
+    files = check_pipeline(folder)
+    if files.class_name != class_name:
+        raise UserError(f"{folder}: a {files.class_name}; this backbone trains {class_name} folders")
+    protocol = read_protocol(folder) or default_protocol(files)
+    return load_pipeline(files, None, "float32", str(device)), protocol
+
+
+def save_merged(
+    base: Path, folder: Path, network_class: Any, config: Mapping[str, Any], state: Mapping[str, Tensor], dtype: str
+) -> None:
+    """Write a whole pipeline folder: the base's files with the transformer's weights replaced by `state`."""
+    with torch.device("meta"):
+        network = network_class.from_config(config)
+    network.load_state_dict({name: tensor.to(DTYPES[dtype]) for name, tensor in state.items()}, assign=True)
+    with replaced_folder(folder) as new:
+        shutil.copytree(base, new, dirs_exist_ok=True, ignore=_only_pipeline_files(base))
+        network.save_pretrained(new / "transformer")
+
+
+def save_lora(base: Path, folder: Path, adapters: AdapterRoles, pipeline_class: Any) -> None:
+    """Write the student's adapter as `pipeline.load_lora_weights(folder)` reads it, with its base named."""
+    with replaced_folder(folder) as new:
+        table = {k: v for k, v in adapters.config.to_dict().items() if v is not None}
+        pipeline_class.save_lora_weights(
+            new,
+            transformer_lora_layers=adapters.adapter_state("student"),
+            transformer_lora_adapter_metadata=table,
+        )
+        shown = table | {"base_model_name_or_path": str(base), "target_modules": sorted(table["target_modules"])}
+        (new / "adapter_config.json").write_text(json.dumps(shown, indent=2, sort_keys=True, default=str) + "\n")
+
+
+@contextmanager
+def replaced_folder(folder: Path) -> Iterator[Path]:
+    """Give a new empty folder that takes the place of `folder` when all went well."""
+    new, old = folder.with_name(folder.name + ".tmp"), folder.with_name(folder.name + ".old")
+    for leftover in (new, old):
+        shutil.rmtree(leftover, ignore_errors=True)
+    new.mkdir(parents=True)
+    yield new
+    if folder.exists():
+        folder.replace(old)
+    new.replace(folder)
+    shutil.rmtree(old, ignore_errors=True)
+
+
+def _only_pipeline_files(base: Path) -> Any:
+    """Return a copytree filter: the components' files, neither the transformer's weights nor anything unknown."""
+    parts = check_pipeline(base)
+    kept = {path.resolve() for path in parts.files() if path.parent != base / "transformer"}
+
+    def ignore(directory: str, names: list[str]) -> list[str]:
+        here = Path(directory)
+        return [n for n in names if not (here / n).is_dir() and (here / n).resolve() not in kept]
+
+    return ignore

@@ -1,0 +1,61 @@
+"""The canary: a small fixed prompt set, sampled now and then as the student will be benchmarked, with fixed noise.
+
+Scored with the rewards and with metrics that are not trained on: where the two part, the reward is being hacked.
+It draws from generators of its own, so a run with a canary trains exactly like one without.
+"""
+
+from collections.abc import Sequence
+from pathlib import Path
+
+import torch
+from torch import Tensor
+
+from benchmarks.prompts import read_prompts
+from metrics.base import Batch, Prompt
+from metrics.images import as_pils
+from metrics.loaded import Scorer
+from trainers.base import Trainer
+from trainers.config import CanaryConfig
+from trainers.draws import seeded
+from trainers.rollout import rollout
+
+
+class Canary:
+    """Prompts, metrics and noise of a run's canary."""
+
+    def __init__(self, settings: CanaryConfig, rewards: Sequence[str], device: torch.device) -> None:
+        """Raises UserError where the prompt file or a metric is unknown."""
+        self.settings = settings
+        chosen = (
+            read_prompts(Path(settings.prompts)).spread(settings.limit or None).prompts if settings.prompts else ()
+        )
+        self.prompts = [prompt for prompt in chosen for _ in range(settings.images_per_prompt)]
+        self._scorer = Scorer(dict.fromkeys([*rewards, *settings.metrics]), device) if self.prompts else None
+
+    @torch.no_grad()
+    def measure(self, trainer: Trainer) -> dict[str, float]:
+        """Return the mean of each metric over the canary's images; {} without a canary."""
+        if self._scorer is None:
+            return {}
+        size, total = self.settings.batch_size, len(self.prompts)
+        chunks = [range(start, min(start + size, total)) for start in range(0, total, size)]
+        pictures = [picture for rows in chunks for picture in as_pils(self._sample(trainer, rows))]
+        values = {}
+        batch = Batch(prompts=self.prompts, seeds=list(range(total)))
+        for identity, rows in self._scorer.score(pictures, batch).items():
+            per_image_N = self._scorer.metrics[identity].summarise(rows, self.prompts).per_image_N
+            if per_image_N is not None:
+                values[identity] = float(per_image_N.mean())
+        return values
+
+    def _sample(self, trainer: Trainer, rows: range) -> Tensor:
+        """Return images [B, 3, H, W] of some prompts; each has its own noise, whatever the batch."""
+        backbone, generators = trainer.roles.backbone, [seeded("canary", row) for row in rows]
+
+        def noise(_: int) -> Tensor:
+            drawn = [torch.randn(backbone.latent_shape, generator=generator) for generator in generators]
+            return torch.stack(drawn).to(backbone.device)
+
+        members: list[Prompt] = [self.prompts[row] for row in rows]
+        student = trainer.roles.networks(members, guidance_scale=1.0).student
+        return backbone.decode(rollout(student, noise(0), trainer.protocol(), noise)[-1].x_next)

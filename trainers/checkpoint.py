@@ -1,0 +1,102 @@
+"""A training run's state on disk: written whole or not at all."""
+
+import json
+import os
+import pickle
+import shutil
+import zipfile
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+import torch
+
+from benchmarks.config import UserError
+
+STATE, SETTINGS, LOG = "checkpoint.pt", "run.json", "log.jsonl"
+
+
+def save_state(folder: Path, state: Mapping[str, Any]) -> None:
+    """Replace the run's checkpoint by `state`; a kill at any moment leaves the old one or the new one."""
+    temporary = folder / f"{STATE}.tmp"
+    with temporary.open("wb") as file:
+        torch.save(dict(state), file)
+        file.flush()
+        os.fsync(file.fileno())
+    temporary.replace(folder / STATE)
+
+
+def load_state(folder: Path) -> dict[str, Any] | None:
+    """Return the run's checkpoint, None where there is none. Raises UserError where it cannot be read."""
+    path = folder / STATE
+    if not path.is_file():
+        return None
+    advice = "restore the file, or start over with --no-resume"
+    if not zipfile.is_zipfile(path):  # of such files torch.load says nothing that helps
+        raise UserError(f"{path}: not a readable checkpoint; {advice}")
+    try:
+        return torch.load(path, map_location="cpu", weights_only=True)
+    except (RuntimeError, pickle.UnpicklingError, EOFError) as error:
+        raise UserError(f"{path}: not a readable checkpoint ({error}); {advice}") from error
+
+
+def keep_state(folder: Path, stage: str) -> None:
+    """Keep a copy of the checkpoint that a stage ended with; other runs may start from it."""
+    temporary = folder / f"{STATE}.tmp"
+    shutil.copyfile(folder / STATE, temporary)
+    temporary.replace(stage_state(folder, stage))
+
+
+def stage_state(folder: Path, stage: str) -> Path:
+    """Return where `keep_state` puts a stage's last checkpoint."""
+    return folder / f"after-{stage}.pt"
+
+
+def adopt_state(folder: Path, donor: Path, stage: str) -> None:
+    """Start a new run from the end of another one's stage: its checkpoint, and its log up to there."""
+    folder.mkdir(parents=True, exist_ok=True)
+    if (donor / LOG).exists():
+        write_text(folder / LOG, (donor / LOG).read_text(encoding="utf-8"))  # cut to its length on resume
+    temporary = folder / f"{STATE}.tmp"
+    shutil.copyfile(stage_state(donor, stage), temporary)
+    temporary.replace(folder / STATE)
+
+
+def forget_run(folder: Path) -> None:
+    """Remove a run's settings, checkpoint and log, so that it starts over."""
+    for name in (SETTINGS, STATE, LOG):
+        (folder / name).unlink(missing_ok=True)
+
+
+def claim_folder(folder: Path, settings: Mapping[str, Any], free: frozenset[str] = frozenset()) -> None:
+    """Write the run's settings into its folder, or compare them with those that are there.
+
+    Raises UserError naming the first difference: a run is never continued under other settings. Keys in `free` may
+    change."""
+    path = folder / SETTINGS
+    if not path.is_file():
+        folder.mkdir(parents=True, exist_ok=True)
+        write_text(path, json.dumps(settings, indent=2, sort_keys=True) + "\n")
+        return
+    stored = json.loads(path.read_text(encoding="utf-8"))
+    for key, (old, new) in _differences(stored, json.loads(json.dumps(settings))).items():
+        if key.partition(".")[0] not in free:
+            raise UserError(
+                f"{path}: {key} was {old!r}, now {new!r}; use another --out, or start over with --no-resume"
+            )
+
+
+def write_text(path: Path, text: str) -> None:
+    """Write a small file whole or not at all."""
+    temporary = path.with_name(f"{path.name}.tmp")
+    temporary.write_text(text, encoding="utf-8")
+    temporary.replace(path)
+
+
+def _differences(old: Any, new: Any, key: str = "") -> dict[str, tuple[Any, Any]]:
+    if not (isinstance(old, dict) and isinstance(new, dict)):
+        return {} if old == new else {key: (old, new)}
+    found: dict[str, tuple[Any, Any]] = {}
+    for name in sorted(old.keys() | new.keys()):
+        found |= _differences(old.get(name), new.get(name), f"{key}.{name}".lstrip("."))
+    return found

@@ -1,0 +1,176 @@
+"""Distribution matching distillation (DMD): a few-step student learns from a many-step teacher.
+
+    x_t = (1 - t) x0 + t eps    g = (x0_fake - x0_teacher) / N    grad_theta L = E[g d x0 / d theta] / numel
+
+Source: Yin et al. 2023, arXiv:2311.18828, Eq. 7 (gradient) and Eq. 8 (normaliser); several steps by backward
+simulation: DMD2, arXiv:2405.14867, Sec. 4.4-4.5. Departures: flow matching in place of eps; no regression loss;
+no factor in t; a step of the student is one iteration with R fake-score updates before it.
+Axes: B samples, then any latent axes; levels t are [B, 1, ...] or floats.
+"""
+
+from collections.abc import Callable, Sequence
+from typing import Any, Literal
+
+import torch
+from torch import Tensor
+
+from benchmarks.config import config
+from benchmarks.protocol import Protocol
+from benchmarks.samplers import sigma_grid
+from metrics.base import Prompt
+from trainers.backbones.base import Backbone
+from trainers.base import Logs, Networks, Roles, SamplerConfig, World, register
+from trainers.draws import Draws
+from trainers.flow import RenoiseLaw, Velocity, interpolate, x0_from_v
+from trainers.learner import EmaConfig, OptimiserConfig
+from trainers.rewards import RewardBank
+from trainers.rollout import rollout
+
+Normaliser = Literal["x0_teacher", "xt_teacher", "none"]
+
+
+def dmd_gradient(
+    x0: Tensor, x0_teacher: Tensor, x0_fake: Tensor, normaliser: Normaliser = "x0_teacher", x_t: Tensor | None = None
+) -> Tensor:
+    """Return g = (x0_fake - x0_teacher) / N, the direction that descent moves x0 against, without gradient.
+
+    N per sample, mean over latent axes: |x0 - x0_teacher| (DMD2), |x_t - x0_teacher| (needs x_t), or 1. Where N is 0
+    all three agree, and g is 0."""
+    difference = (x0_fake - x0_teacher).detach()
+    if normaliser == "none":
+        return difference
+    reference = x0 if normaliser == "x0_teacher" else x_t
+    if reference is None:
+        raise ValueError("normaliser xt_teacher needs x_t")
+    scale = (reference - x0_teacher).detach().abs().flatten(1).mean(dim=1).view(-1, *[1] * (x0.ndim - 1))
+    return torch.nan_to_num(difference / scale, nan=0.0, posinf=0.0, neginf=0.0)
+
+
+def dmd_loss(x0: Tensor, gradient: Tensor) -> Tensor:
+    """Return the loss whose gradient with respect to x0 is `gradient` / numel."""
+    target = (x0 - gradient).detach()
+    return 0.5 * ((x0 - target) ** 2).mean()
+
+
+def student_loss(
+    x0: Tensor,
+    teacher: Velocity,
+    fake_score: Velocity,
+    t: Tensor,
+    eps: Tensor,
+    normaliser: Normaliser = "x0_teacher",
+) -> Tensor:
+    """Return the DMD loss of samples x0; the gradient reaches x0 alone."""
+    with torch.no_grad():
+        x_t = interpolate(x0, eps, t)
+        x0_teacher = x0_from_v(x_t, teacher(x_t, t), t)
+        x0_fake = x0_from_v(x_t, fake_score(x_t, t), t)
+        gradient = dmd_gradient(x0, x0_teacher, x0_fake, normaliser, x_t)
+    return dmd_loss(x0, gradient)
+
+
+def fake_score_loss(x0: Tensor, fake_score: Velocity, t: Tensor, eps: Tensor) -> Tensor:
+    """Return the flow-matching loss of the fake score on the student's samples x0."""
+    x0 = x0.detach()
+    return ((fake_score(interpolate(x0, eps, t), t) - (eps - x0)) ** 2).mean()
+
+
+def last_step_x0(student: Velocity, x: Tensor, protocol: Protocol, draws: Draws, grad: bool) -> Tensor:
+    """Return x0 predicted at a random step k ~ U{1..K}, reached by the student itself (backward simulation)."""
+    k = 1 + draws.index(protocol.num_inference_steps)
+    steps = rollout(student, x, protocol, lambda _: draws.normal_like(x), last=k, grad={k} if grad else ())
+    return steps[-1].x0
+
+
+def renoised_rollout_x0(student: Velocity, x: Tensor, protocol: Protocol, draws: Draws, grad: bool) -> Tensor:
+    """Return x0 predicted from a whole rollout's x0-predictions noised afresh, each sample to a random grid level."""
+    with torch.no_grad():
+        steps = rollout(student, x, protocol, lambda _: draws.normal_like(x))
+    k_B = torch.randint(len(steps), (len(x),), generator=draws.own).to(x.device)
+    predictions = torch.stack([step.x0 for step in steps])
+    levels = torch.tensor(sigma_grid(protocol), dtype=x.dtype, device=x.device)
+    t = levels[k_B].view(-1, *[1] * (x.ndim - 1))
+    x_t = interpolate(predictions[k_B, torch.arange(len(x), device=x.device)], draws.normal_like(x), t)
+    with torch.set_grad_enabled(grad):
+        return x0_from_v(x_t, student(x_t, t), t)
+
+
+X0_SOURCES: dict[str, Callable[[Velocity, Tensor, Protocol, Draws, bool], Tensor]] = {
+    "last_step": last_step_x0,
+    "renoised_rollout": renoised_rollout_x0,
+}
+
+
+@config
+class DmdConfig:
+    """Settings of the baseline."""
+
+    sampler: SamplerConfig = SamplerConfig()
+    guidance_scale: float = 5.0  # of the teacher; 1 = off
+    batch_size: int = 32  # prompts per iteration and process
+    fake_score_updates: int = 2  # R, per student update
+    share_rollout: bool = False  # the fake score trains on the student step's own samples where there are any
+    x0_source: Literal["last_step", "renoised_rollout"] = "last_step"
+    normaliser: Normaliser = "x0_teacher"
+    renoise: RenoiseLaw = RenoiseLaw()
+    fake_score_renoise: RenoiseLaw = RenoiseLaw(kind="logit_normal")
+    student: OptimiserConfig = OptimiserConfig(lr=1e-3, betas=(0.5, 0.99))
+    fake_score: OptimiserConfig = OptimiserConfig(lr=2e-3, betas=(0.5, 0.99))
+    ema: EmaConfig = EmaConfig()
+
+    def __post_init__(self) -> None:
+        if self.batch_size < 1 or self.fake_score_updates < 1:
+            raise ValueError("batch_size and fake_score_updates must be at least 1")
+
+
+@register("dmd")
+class Dmd:
+    """The baseline trainer: distribution matching alone."""
+
+    Config = DmdConfig
+
+    def __init__(self, config: DmdConfig, backbone: Backbone, rewards: RewardBank, world: World) -> None:
+        self.config = config
+        self.roles = Roles(backbone, config.student, config.fake_score, config.ema, world)
+        self.prompts_per_step = config.batch_size
+        self._protocol = config.sampler.protocol(backbone.protocol())
+
+    def step(self, prompts: Sequence[Prompt], iteration: int) -> Logs:
+        """Update the fake score, and at every R-th iteration the student."""
+        c, networks, logs = self.config, self.roles.networks(prompts, self.config.guidance_scale), Logs()
+        due = (iteration + 1) % c.fake_score_updates == 0
+        # 1. Generate; with `share_rollout` one batch of samples serves both updates
+        x0 = self._generate(networks, len(prompts), grad=due and c.share_rollout)
+        # 2. Keep the fake score on the student's present distribution
+        loss = fake_score_loss(x0, networks.fake_score, *self._renoise(c.fake_score_renoise, x0))
+        loss.backward()
+        logs |= {"fake_score_loss": loss.item(), "fake_score_norm": self.roles.fake_score.update()}
+        # 3. Move the student's samples from where the fake score to where the teacher finds them likely
+        if due:
+            x0 = x0 if c.share_rollout else self._generate(networks, len(prompts), grad=True)
+            t, eps = self._renoise(c.renoise, x0)
+            loss = student_loss(x0, networks.teacher, networks.fake_score, t, eps, c.normaliser)
+            loss.backward()
+            logs |= {"dmd_loss": loss.item(), "student_norm": self.roles.student.update()}
+        self.roles.student.average(iteration)
+        return logs
+
+    def protocol(self) -> Protocol:
+        """Return how the student is meant to be sampled."""
+        return self._protocol
+
+    def state_dict(self) -> dict[str, Any]:
+        """Return all that a bit-exact resume needs."""
+        return self.roles.state_dict()
+
+    def load_state_dict(self, state: dict[str, Any]) -> None:
+        """Continue from what `state_dict` gave."""
+        self.roles.load_state_dict(state)
+
+    def _generate(self, networks: Networks, count: int, grad: bool) -> Tensor:
+        source = X0_SOURCES[self.config.x0_source]
+        return source(networks.student, self.roles.noise(count), self._protocol, self.roles.draws, grad)
+
+    def _renoise(self, law: RenoiseLaw, x0: Tensor) -> tuple[Tensor, Tensor]:
+        t = law.sample(len(x0), self.roles.draws.own).to(x0).view(-1, *[1] * (x0.ndim - 1))
+        return t, self.roles.draws.normal_like(x0)

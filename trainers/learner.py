@@ -1,0 +1,128 @@
+"""One trained network: its parameters, AdamW, and an exponential moving average (EMA) of the weights."""
+
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+from benchmarks.config import config
+
+
+@config
+class OptimiserConfig:
+    """AdamW at a constant rate."""
+
+    lr: float = 1e-4
+    betas: tuple[float, float] = (0.9, 0.999)
+    eps: float = 1e-8
+    weight_decay: float = 0.0
+    max_grad_norm: float = 1.0  # of all gradients together; 0 = no clipping
+    warmup_updates: int = 0  # the rate rises linearly over so many updates
+
+    def __post_init__(self) -> None:
+        if self.lr <= 0 or self.max_grad_norm < 0 or self.warmup_updates < 0:
+            raise ValueError("lr must be above 0, max_grad_norm and warmup_updates at least 0")
+
+
+@config
+class EmaConfig:
+    """EMA of the student; what is exported. decay 0 = the raw weights."""
+
+    decay: float = 0.99
+    every: int = 1  # iterations
+    warmup: bool = False  # decay_n = min((1 + n) / (10 + n), decay) at the n-th average
+
+    def __post_init__(self) -> None:
+        if not 0 <= self.decay < 1 or self.every < 1:
+            raise ValueError("decay must lie in [0, 1) and every be at least 1")
+
+
+class Learner:
+    """Steps one role's parameters; `reduce` averages a gradient over processes."""
+
+    def __init__(
+        self,
+        parameters: Sequence[nn.Parameter],
+        settings: OptimiserConfig,
+        ema: EmaConfig | None = None,
+        reduce: Callable[[Tensor], Tensor] = lambda gradient: gradient,
+    ) -> None:
+        self.parameters = list(parameters)
+        self.settings = settings
+        self.ema = ema if ema and ema.decay > 0 else None
+        self.updates = 0
+        self.averages = 0
+        self._reduce = reduce
+        self._average = [p.detach().clone() for p in self.parameters] if self.ema else []
+        self._optimiser = torch.optim.AdamW(
+            self.parameters,
+            lr=settings.lr,
+            betas=settings.betas,
+            eps=settings.eps,
+            weight_decay=settings.weight_decay,
+            fused=True,
+        )
+
+    def update(self) -> float:
+        """Take one step along the gradients that backward() left, clear them; return their norm before clipping."""
+        for parameter in self.parameters:
+            if parameter.grad is not None:
+                parameter.grad = self._reduce(parameter.grad)
+        limit = self.settings.max_grad_norm or float("inf")
+        norm = nn.utils.clip_grad_norm_(self.parameters, limit)
+        self.updates += 1
+        warm = min(1.0, self.updates / max(1, self.settings.warmup_updates))
+        for group in self._optimiser.param_groups:
+            group["lr"] = self.settings.lr * warm
+        self._optimiser.step()
+        self._optimiser.zero_grad(set_to_none=True)
+        return float(norm)
+
+    def average(self, iteration: int) -> None:
+        """Update the EMA where it is due; call once per iteration, counted from 0."""
+        if self.ema is None or (iteration + 1) % self.ema.every:
+            return
+        decay = self.ema.decay
+        if self.ema.warmup:
+            decay = min((1 + self.averages) / (10 + self.averages), decay)
+        self.averages += 1
+        torch._foreach_lerp_(self._average, [p.detach() for p in self.parameters], 1 - decay)
+
+    @contextmanager
+    def averaged(self) -> Iterator[None]:
+        """Within the context the parameters hold their EMA, where there is one."""
+        raw = [p.detach().clone() for p in self.parameters]
+        self._copy(self._average or raw)
+        try:
+            yield
+        finally:
+            self._copy(raw)
+
+    def adopt_average(self) -> None:
+        """Continue from the EMA, as the next stage does."""
+        self._copy(self._average or [p.detach() for p in self.parameters])
+
+    def state_dict(self) -> dict[str, Any]:
+        """Return weights, optimiser and EMA; resuming from it is bit-exact."""
+        return {
+            "parameters": [p.detach() for p in self.parameters],
+            "optimiser": self._optimiser.state_dict(),
+            "average": self._average,
+            "updates": self.updates,
+            "averages": self.averages,
+        }
+
+    def load_state_dict(self, state: dict[str, Any]) -> None:
+        """Continue from what `state_dict` gave."""
+        self._copy(state["parameters"])
+        self._optimiser.load_state_dict(state["optimiser"])
+        for mine, stored in zip(self._average, state["average"], strict=True):
+            mine.copy_(stored)
+        self.updates, self.averages = state["updates"], state["averages"]
+
+    @torch.no_grad()
+    def _copy(self, values: Sequence[Tensor]) -> None:
+        for parameter, value in zip(self.parameters, values, strict=True):
+            parameter.copy_(value)

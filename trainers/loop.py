@@ -1,0 +1,192 @@
+"""The training loop: stages in turn, budgets in network passes, log, checkpoints, canary, export.
+
+A run lives in its folder: run.json (settings), log.jsonl, checkpoint.pt, student/ (the exported model). Started again
+it continues, bit for bit as if it had not been interrupted; the log is cut back to the checkpoint.
+"""
+
+import json
+import time
+from dataclasses import asdict, dataclass
+from pathlib import Path
+from typing import Any
+
+import torch
+from accelerate import Accelerator
+from accelerate.utils import gather_object
+
+from benchmarks.config import as_table
+from benchmarks.protocol import write_protocol
+from leaderboards.schema import Training as TrainingRecord
+from trainers.backbones.base import load as load_backbone
+from trainers.base import Trainer, World, find
+from trainers.canary import Canary
+from trainers.checkpoint import LOG, claim_folder, forget_run, keep_state, load_state, save_state, write_text
+from trainers.config import RunConfig, StageConfig, trainer_settings
+from trainers.progress import Progress
+from trainers.prompts import PromptStream, read_training_prompts
+from trainers.rewards import load_rewards
+
+STUDENT = "student"
+FREE = frozenset({"name", "benchmark", "export"})  # settings that may change between two starts of a run
+
+
+@dataclass
+class Position:
+    """Where a run stands."""
+
+    stage: str
+    iteration: int = 0  # of the stage
+    total: int = 0  # of the run
+    passes_before: int = 0  # network passes of earlier stages
+
+
+class Loop:
+    """One run of a method, from its settings to the exported student."""
+
+    def __init__(self, method: str, run: RunConfig, folder: Path, resume: bool = True, where: str = "config") -> None:
+        """Load everything the run needs, so that a user's mistake shows before any work is done.
+
+        `where` opens the errors in settings. Raises UserError for unknown names, bad settings and a folder that
+        holds another run."""
+        self.method, self.run, self.folder = method, run, folder
+        classes = {name: find(stage.trainer or method) for name, stage in run.stages.items()}
+        self._methods = {
+            name: (trainer, trainer_settings(run, name, trainer.Config, where)) for name, trainer in classes.items()
+        }
+        self.accelerator = Accelerator(cpu=run.device == "cpu")
+        self._stream = PromptStream(read_training_prompts(run.prompts.source), run.prompts.balance, run.seed)
+        self.rewards = load_rewards(run.rewards, self.accelerator.device)
+        self._canary = Canary(run.canary, self.rewards.ids, self.accelerator.device)
+        torch.manual_seed(run.seed)  # of the adapters' initial weights
+        self.backbone = load_backbone(run.backbone, self.accelerator.device)
+        if self.accelerator.is_main_process:
+            if not resume:
+                forget_run(folder)
+            claim_folder(folder, {"method": method, **as_table(run)}, free=FREE)
+        self.accelerator.wait_for_everyone()
+        self._curves: list[dict[str, Any]] = []
+        self._log_lines = 0
+
+    def train(self) -> Path:
+        """Run every stage that is not finished; return the folder of the exported student."""
+        names = list(self.run.stages)
+        state = load_state(self.folder)
+        position = Position(**state["position"]) if state else Position(names[0])
+        trainer = self._make_trainer(position.stage)
+        self._restore(trainer, state)
+        self._run_stage(trainer, position)
+        for name in names[names.index(position.stage) + 1 :]:
+            self._hand_over(trainer, self.run.stages[name])
+            trainer = self._make_trainer(name)
+            position = Position(name, 0, position.total, self.backbone.passes)
+            self._run_stage(trainer, position)
+        return self._export(trainer)
+
+    def _make_trainer(self, stage: str) -> Trainer:
+        accelerator, (trainer, settings) = self.accelerator, self._methods[stage]
+        world = World(f"{self.run.seed}/{stage}", accelerator.process_index)
+        if accelerator.num_processes > 1:
+            world = World(world.seed, world.rank, lambda gradient: accelerator.reduce(gradient, "mean"))
+        return trainer(settings, self.backbone, self.rewards, world)
+
+    def _hand_over(self, previous: Trainer, stage: StageConfig) -> None:
+        """Give the next stage its initial weights; the networks themselves live on in the backbone."""
+        if stage.student_from == "previous_ema":
+            previous.roles.student.adopt_average()
+        elif stage.student_from == "teacher":
+            self.backbone.reset()
+
+    def _run_stage(self, trainer: Trainer, position: Position) -> None:
+        """Train from `position` to the end of its stage."""
+        run, stage = self.run, self.run.stages[position.stage]
+        count, rank = self.accelerator.num_processes, self.accelerator.process_index
+        resumed_at = position.iteration
+        with Progress(position.stage, self.accelerator.is_main_process) as progress:
+            while (done := self._fraction(stage, position)) < 1:
+                if position.iteration % run.canary.every == 0 and (position.iteration or not position.total):
+                    self._measure(trainer, position)
+                prompts = self._stream.take(trainer.prompts_per_step * count)[rank::count]
+                logs = trainer.step(prompts, position.iteration)
+                position.iteration, position.total = position.iteration + 1, position.total + 1
+                if position.iteration % run.log_every == 0:
+                    self._log(position, logs)
+                progress.show(done, position.iteration, logs)
+                if position.iteration % run.checkpoint_every == 0 and self._fraction(stage, position) < 1:
+                    self._checkpoint(trainer, position)
+        if position.iteration > resumed_at or not position.total:  # else the checkpoint is of the stage's very end
+            self._measure(trainer, position)
+            self._checkpoint(trainer, position)
+            if self.accelerator.is_main_process and position.stage != list(run.stages)[-1]:
+                keep_state(self.folder, position.stage)
+
+    def _fraction(self, stage: StageConfig, position: Position) -> float:
+        """Return how much of the stage is done, 1 at its end."""
+        passes = self.backbone.passes - position.passes_before
+        by_iterations = position.iteration / stage.iterations if stage.iterations else 0.0
+        return max(by_iterations, passes / stage.budget_passes if stage.budget_passes else 0.0)
+
+    def _measure(self, trainer: Trainer, position: Position) -> None:
+        """Sample and score the canary with the weights that would be exported; it costs the budget nothing."""
+        passes = self.backbone.passes
+        with trainer.roles.student.averaged():
+            values = self._canary.measure(trainer)
+        self.backbone.passes = passes
+        if values:
+            self._curves.append({"stage": position.stage, "iteration": position.total, "passes": passes, **values})
+            self._log(position, {f"canary/{name}": value for name, value in values.items()})
+
+    def _log(self, position: Position, values: dict[str, float]) -> None:
+        if self.accelerator.is_main_process:
+            line = {"stage": position.stage, "iteration": position.iteration, "passes": self.backbone.passes}
+            line |= {name: float(f"{value:.6g}") for name, value in values.items()}
+            self._log_lines += 1
+            with (self.folder / LOG).open("a", encoding="utf-8") as file:
+                file.write(json.dumps(line | {"volatile": {"time": round(time.time(), 2)}}) + "\n")
+
+    def _checkpoint(self, trainer: Trainer, position: Position) -> None:
+        own = gather_object([trainer.roles.draws.state_dict()["own"]])
+        if self.accelerator.is_main_process:
+            state = {
+                "position": asdict(position),
+                "passes": self.backbone.passes,
+                "prompts": self._stream.position,
+                "log_lines": self._log_lines,
+                "curves": self._curves,
+                "own_draws": own,  # one generator per process
+                "trainer": trainer.state_dict(),
+            }
+            save_state(self.folder, state)
+        self.accelerator.wait_for_everyone()
+
+    def _restore(self, trainer: Trainer, state: dict[str, Any] | None) -> None:
+        """Continue from a checkpoint; what the log holds beyond it is cut off and will be written again."""
+        log = self.folder / LOG
+        if log.exists() and self.accelerator.is_main_process:
+            lines = log.read_text(encoding="utf-8").splitlines(keepends=True)
+            write_text(log, "".join(lines[: state["log_lines"] if state else 0]))
+        if state:
+            self._log_lines = state["log_lines"]
+            trainer.load_state_dict(state["trainer"])
+            trainer.roles.draws.own.set_state(state["own_draws"][self.accelerator.process_index])
+            self.backbone.passes, self._stream.position = state["passes"], state["prompts"]
+            self._curves = state["curves"]
+
+    def _export(self, trainer: Trainer) -> Path:
+        """Write the student's folder with its protocol and the record of its training."""
+        folder = self.folder / STUDENT
+        if self.accelerator.is_main_process:
+            record = TrainingRecord(
+                method=self.method,
+                config=as_table(self.run),
+                seed=self.run.seed,
+                rewards=self.rewards.ids,
+                image_free=self.rewards.image_free,
+                network_passes=self.backbone.passes,
+                curves=self._curves,
+            )
+            with trainer.roles.student.averaged():
+                self.backbone.export(folder, self.run.export.weights, self.run.export.dtype)
+            write_protocol(trainer.protocol(), folder)
+            write_text(folder / "training.json", record.model_dump_json(indent=2) + "\n")
+        self.accelerator.wait_for_everyone()
+        return folder

@@ -1,0 +1,69 @@
+"""The order in which a run sees its training prompts: a function of (seed, position), so a resume needs one number.
+
+Prompts come in passes over a shuffled list; with `balance` each category has a pass of its own and they take turns.
+No batch holds a prompt twice: two groups of one prompt would share the noise that must differ between groups.
+"""
+
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Literal
+
+import torch
+
+from benchmarks.config import UserError, config
+from benchmarks.prompts import as_prompt, read_prompts
+from metrics.base import Prompt
+from metrics.micro.prompts import prompt_sets
+from trainers.draws import seeded
+
+
+@config
+class PromptsConfig:
+    """Where training prompts come from."""
+
+    source: str = "micro"  # "micro" = the micro world's training prompts, or a prompt file as benchmarks read them
+    balance: Literal["none", "category"] = "none"
+
+
+def read_training_prompts(source: str) -> tuple[Prompt, ...]:
+    """Return the training prompts. Raises UserError for an unknown name or a bad file."""
+    if source == "micro":
+        records = prompt_sets()["train"]
+        return tuple(as_prompt(record, "micro", record["id"]) for record in records)
+
+    return read_prompts(Path(source)).prompts
+
+
+class PromptStream:
+    """An endless stream of batches of distinct prompts; `position` is its whole state."""
+
+    def __init__(self, prompts: Sequence[Prompt], balance: Literal["none", "category"], seed: int) -> None:
+        strata: dict[str, list[Prompt]] = {}
+        for prompt in prompts:
+            strata.setdefault(prompt.category if balance == "category" else "", []).append(prompt)
+        self._strata = list(strata.values())
+        self._distinct = len({prompt.text for prompt in prompts})
+        self._seed = seed
+        self._orders: dict[tuple[int, int], list[int]] = {}
+        self.position = 0
+
+    def take(self, count: int) -> list[Prompt]:
+        """Return the next `count` distinct prompts. Raises UserError where there are fewer."""
+        if count > self._distinct:
+            raise UserError(f"{count} different prompts per iteration, but the source has only {self._distinct}")
+        batch: dict[str, Prompt] = {}
+        while len(batch) < count:
+            prompt = self._at(self.position)
+            batch.setdefault(prompt.text, prompt)
+            self.position += 1
+        return list(batch.values())
+
+    def _at(self, position: int) -> Prompt:
+        turn, stratum = divmod(position, len(self._strata))
+        prompts = self._strata[stratum]
+        lap, index = divmod(turn, len(prompts))
+        key = (stratum, lap)
+        if key not in self._orders:
+            self._orders = {old: order for old, order in self._orders.items() if old[0] != stratum}
+            self._orders[key] = torch.randperm(len(prompts), generator=seeded(self._seed, *key)).tolist()
+        return prompts[self._orders[key][index]]

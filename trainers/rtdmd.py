@@ -1,0 +1,232 @@
+"""RTDMD: reward-tilted distribution matching. Cold start by AC-DMD, then AC-DMD with reinforcement learning.
+
+    KL(p_theta || p_teacher exp(beta r) / Z)    hence    grad L = grad L_AC-DMD - beta (grad_stochastic + grad_direct)
+
+The stochastic steps of CPS(eta) learn by SubGRPO; the last step is deterministic, so the reward is propagated back
+through it, the decoder and the reward model. A reward without gradient (a detector) leaves the stochastic part.
+
+Source: RTDMD, Sec. 3 and algorithm 1, and its authors' code where the two differ; each such difference is a value:
+    paper  logprob "exact", advantage "group_std", subset_scale "paper", subset_per "prompt", dm_steps "all"
+    code   logprob "simplified", advantage "per_reward_global_std", subset_scale "none", subset_per "epoch",
+           dm_steps "last"                                                                        (the default)
+Departures: stage II goes on training the cold start's adapters, from the EMA of the student, where the code merges
+them into the body and attaches fresh ones; a rollout keeps the graphs of the steps it will train on, so no call is
+made twice (`microbatch` makes them again, for networks whose graphs do not fit); losses are summed over trained
+steps, where the code averages (a constant, which AdamW cancels).
+Axes: P prompts, N members of a group, B = P N images, K steps.
+"""
+
+from collections.abc import Sequence
+from dataclasses import replace
+from typing import Any, Literal
+
+import torch
+from torch import Tensor
+
+from benchmarks.config import config
+from benchmarks.protocol import Protocol
+from benchmarks.samplers import sigma_grid
+from metrics.base import Prompt
+from trainers import ac_dmd, subgrpo
+from trainers.ac_dmd import AcDmdConfig
+from trainers.backbones.base import Backbone
+from trainers.base import Logs, Networks, Roles, SamplerConfig, World, register
+from trainers.groups import group_noise, repeat_members
+from trainers.learner import EmaConfig, OptimiserConfig
+from trainers.reinforce import Epoch, ReinforceConfig, check_reinforce
+from trainers.rewards import RewardBank
+from trainers.rollout import Step, replay, rollout
+
+
+@config
+class ColdStartConfig:
+    """Stage I."""
+
+    batch_size: int = 32  # prompts per iteration and process
+    fake_score_updates: int = 2  # R, per student update
+    share_rollout: bool = False  # one rollout for both updates; the code draws a new one for the student
+
+    def __post_init__(self) -> None:
+        if self.batch_size < 1 or self.fake_score_updates < 1:
+            raise ValueError("batch_size and fake_score_updates must be at least 1")
+
+
+@config
+class RtdmdConfig:
+    """Settings of RTDMD; a run's stages differ in `phase` and whatever else they set."""
+
+    phase: Literal["cold_start", "reinforce"] = "cold_start"
+    sampler: SamplerConfig = SamplerConfig()
+    guidance_scale: float = 5.0  # of the teacher; 1 = off
+    ac_dmd: AcDmdConfig = AcDmdConfig()
+    cold_start: ColdStartConfig = ColdStartConfig()
+    reinforce: ReinforceConfig = ReinforceConfig()
+    student: OptimiserConfig = OptimiserConfig(lr=1e-3, betas=(0.5, 0.99))
+    fake_score: OptimiserConfig = OptimiserConfig(lr=2e-3, betas=(0.5, 0.99))
+    ema: EmaConfig = EmaConfig()
+
+
+@register("rtdmd")
+class Rtdmd:
+    """The trainer of both stages."""
+
+    Config = RtdmdConfig
+
+    def __init__(self, config: RtdmdConfig, backbone: Backbone, rewards: RewardBank, world: World) -> None:
+        self.config, self.backbone, self.rewards = config, backbone, rewards
+        self.roles = Roles(backbone, config.student, config.fake_score, config.ema, world)
+        self._protocol = config.sampler.protocol(backbone.protocol())
+        self._levels = sigma_grid(self._protocol)
+        self._last = len(self._levels) - 1  # K
+        if config.phase == "reinforce":
+            check_reinforce(config.reinforce, config.sampler.cps_eta, self._last - 1, rewards)
+        self.prompts_per_step = (
+            config.cold_start.batch_size if config.phase == "cold_start" else config.reinforce.groups
+        )
+
+    def step(self, prompts: Sequence[Prompt], iteration: int) -> Logs:
+        """Make one iteration of the stage's algorithm box, then average the student."""
+        box = self._cold_start if self.config.phase == "cold_start" else self._reinforce
+        logs = box(prompts, iteration)
+        self.roles.student.average(iteration)
+        return logs
+
+    def protocol(self) -> Protocol:
+        """Return how the student is meant to be sampled."""
+        return self._protocol
+
+    def state_dict(self) -> dict[str, Any]:
+        """Return all that a bit-exact resume needs."""
+        return self.roles.state_dict()
+
+    def load_state_dict(self, state: dict[str, Any]) -> None:
+        """Continue from what `state_dict` gave."""
+        self.roles.load_state_dict(state)
+
+    def _cold_start(self, prompts: Sequence[Prompt], iteration: int) -> Logs:
+        """Stage I: the fake score at every iteration, the student at every R-th."""
+        c, networks = self.config, self.roles.networks(prompts, self.config.guidance_scale)
+        due = (iteration + 1) % c.cold_start.fake_score_updates == 0
+        # 1. Run the student to a random step k and take its noisy end x_s, s = t_k
+        x_s, s = self._random_step(networks, len(prompts), grad=due and c.cold_start.share_rollout)
+        # 2. Keep the fake score on the student's distribution at level s
+        logs = self._update_fake_score(networks, x_s, s)
+        # 3. Match the student's distribution at level s to the teacher's
+        if due:
+            if not c.cold_start.share_rollout:
+                x_s, s = self._random_step(networks, len(prompts), grad=True)
+            loss = self._student_loss(networks, x_s, s)
+            loss.backward()
+            logs |= {"dmd_loss": loss.item(), "student_norm": self.roles.student.update()}
+        return logs
+
+    def _reinforce(self, prompts: Sequence[Prompt], iteration: int) -> Logs:
+        """Stage II: one epoch of P groups of N images, one update of each network."""
+        c, members = self.config.reinforce, repeat_members(prompts, self.config.reinforce.group_size)
+        networks = self.roles.networks(members, self.config.guidance_scale)
+        # 1. Choose the subset S of the stochastic steps, and the step k that distribution matching trains on
+        subset_PK = self._choose_subset(len(prompts))
+        k_dm = 1 + self.roles.draws.index(self._last) if c.dm_steps == "all" else self._last
+        trained = {k for k in range(1, self._last) if subset_PK[:, k - 1].any()} | {k_dm, self._last}
+        # 2. Roll the groups out through sampler, decoder and rewards
+        steps = self._roll_out(networks, prompts, subset_PK, trained, iteration)
+        scores = self._score(steps[self._last].x0, members)
+        # 3. Keep the fake score on the student's distribution
+        logs = {f"reward/{name}": score.mean().item() for name, score in scores.items()}
+        if c.dm_steps != "none":
+            logs |= self._update_fake_score(networks, *self._anchor(steps[k_dm]))
+        # 4. Advantages within the groups; images of groups without contrast are dropped
+        advantage_B = self._advantages(scores)
+        epoch = Epoch(members, steps, scores, advantage_B, subset_PK.repeat_interleave(c.group_size, dim=0))
+        kept = torch.arange(len(members)) if c.zero_advantage == "keep" else advantage_B.nonzero().flatten().cpu()
+        # 5. L = SubGRPO on S + AC-DMD on step k + direct reward gradient through step K
+        for rows in kept.split(c.microbatch or len(members)) if len(kept) else ():
+            losses = self._losses(self._with_graph(epoch.rows(rows)), k_dm)
+            share = len(rows) / len(kept)
+            (share * torch.stack(list(losses.values())).sum()).backward()
+            logs |= {name: logs.get(name, 0.0) + share * loss.item() for name, loss in losses.items()}
+        if len(kept):
+            logs["student_norm"] = self.roles.student.update()
+        return logs | {"kept": len(kept) / len(members)}
+
+    def _losses(self, epoch: Epoch, k_dm: int) -> dict[str, Tensor]:
+        """Return the weighted terms of stage II's loss."""
+        c, losses = self.config.reinforce, {}
+        if c.rl != "none":
+            scale = (self._last - 1) / self._subset_size if c.subset_scale == "paper" else 1.0
+            stochastic = [step for k, step in epoch.steps.items() if k < self._last]
+            loss = subgrpo.policy_loss(stochastic, epoch.subset_BK, epoch.advantage_B, c.logprob, c.clip, scale)
+            losses["rl_loss"] = c.rl_weight * loss
+        if c.dm_steps != "none":
+            networks = self.roles.networks(epoch.members, self.config.guidance_scale)
+            losses["dmd_loss"] = c.dm_weight * self._student_loss(networks, *self._anchor(epoch.steps[k_dm]))
+        if c.det_term:
+            reward_B = self.rewards.total(epoch.scores, only=self.rewards.differentiable)
+            losses["det_loss"] = c.det_weight * torch.relu(c.det_margin - reward_B).mean()
+        return losses
+
+    @property
+    def _subset_size(self) -> int:
+        return self._last - 1 if self.config.reinforce.rl == "grpo" else self.config.reinforce.subset_size
+
+    def _choose_subset(self, prompts: int) -> Tensor:
+        c = self.config.reinforce
+        if c.rl == "none":
+            return torch.zeros(prompts, self._last - 1, dtype=torch.bool)
+        return subgrpo.choose_steps(prompts, self._last - 1, self._subset_size, c.subset_per, self.roles.draws)
+
+    def _roll_out(
+        self, networks: Networks, prompts: Sequence[Prompt], subset_PK: Tensor, trained: set[int], iteration: int
+    ) -> dict[int, Step]:
+        c, backbone = self.config.reinforce, self.backbone
+        texts = [prompt.text for prompt in prompts]
+        independent_PK = torch.ones(len(prompts), self._last + 1, dtype=torch.bool)
+        independent_PK[:, 0] = not c.share_init
+        if c.noise == "shared" and c.rl != "none":
+            independent_PK[:, 1:-1] = subset_PK
+        noise = group_noise(
+            texts, c.group_size, backbone.latent_shape, independent_PK, self.roles.draws, iteration, backbone.device
+        )
+        grad = trained if not c.microbatch else set()
+        steps = rollout(networks.student, noise(0), self._protocol, noise, grad=grad)
+        return {step.k: step for step in steps if step.k in trained}
+
+    def _with_graph(self, epoch: Epoch) -> Epoch:
+        """Return the epoch with the graphs of its calls: the rollout's own, or made again for a microbatch."""
+        if not self.config.reinforce.microbatch:
+            return epoch
+        student = self.roles.networks(epoch.members, self.config.guidance_scale).student
+        steps = {k: replay(student, step, self._protocol) for k, step in epoch.steps.items()}
+        return replace(epoch, steps=steps, scores=self._score(steps[self._last].x0, epoch.members))
+
+    def _score(self, x0: Tensor, members: Sequence[Prompt]) -> dict[str, Tensor]:
+        """Decode and score once: the same numbers are rewards of SubGRPO and, with their graph, the direct term."""
+        with torch.set_grad_enabled(self.config.reinforce.det_term and x0.requires_grad):
+            return self.rewards.score(self.backbone.decode(x0), members)
+
+    def _advantages(self, scores: dict[str, Tensor]) -> Tensor:
+        c, detached = self.config.reinforce, {name: score.detach() for name, score in scores.items()}
+        if c.rl == "none":
+            return torch.ones(c.groups * c.group_size)
+        advantage_B = subgrpo.advantages(detached, self.rewards.weights, c.group_size, c.advantage)
+        return advantage_B.clamp(-c.advantage_limit, c.advantage_limit)
+
+    def _random_step(self, networks: Networks, count: int, grad: bool) -> tuple[Tensor, float]:
+        """Return (x_s, s) of a step k ~ U{1..K}, reached by the student itself."""
+        k, x = 1 + self.roles.draws.index(self._last), self.roles.noise(count)
+        noise = self.roles.draws.normal_like
+        steps = rollout(networks.student, x, self._protocol, lambda _: noise(x), last=k, grad={k} if grad else ())
+        return self._anchor(steps[-1])
+
+    def _anchor(self, step: Step) -> tuple[Tensor, float]:
+        return ac_dmd.anchor_sample(step, self.config.ac_dmd.anchor)
+
+    def _update_fake_score(self, networks: Networks, x_s: Tensor, s: float) -> Logs:
+        c = self.config
+        loss = ac_dmd.fake_score_loss(networks.fake_score, x_s, s, c.sampler.cps_eta, c.ac_dmd, self.roles.draws)
+        loss.backward()
+        return {"fake_score_loss": loss.item(), "fake_score_norm": self.roles.fake_score.update()}
+
+    def _student_loss(self, networks: Networks, x_s: Tensor, s: float) -> Tensor:
+        c, draws = self.config, self.roles.draws
+        return ac_dmd.student_loss(x_s, s, networks.teacher, networks.fake_score, c.sampler.cps_eta, c.ac_dmd, draws)

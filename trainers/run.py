@@ -1,0 +1,104 @@
+"""Train a student, export it, benchmark it, list it:
+
+    python -m trainers.run rtdmd --config trainers/configs/rtdmd-micro.toml [--set trainer.sampler.eta=0.8]
+
+The same command again continues where the last one stopped. Exit codes: 0 done, 2 a mistake to mend, 1 ours.
+"""
+
+import sys
+from dataclasses import dataclass, replace
+from pathlib import Path
+from typing import TYPE_CHECKING, Annotated
+
+import tyro
+
+from benchmarks.config import UserError, read_toml
+from leaderboards.schema import ResultError
+from metrics.base import import_plugins
+
+if TYPE_CHECKING:
+    from trainers.config import RunConfig
+
+
+@dataclass(frozen=True, kw_only=True)
+class Arguments:
+    """Command line of `python -m trainers.run`."""
+
+    method: Annotated[str, tyro.conf.Positional] = ""  # trainer's name; --list shows them
+    config: Path | None = None  # TOML file of the run
+    set: Annotated[tuple[str, ...], tyro.conf.UseAppendAction] = ()  # dotted.key=value on top of the file
+    out: Path | None = None  # folder of the run; default runs/<name>
+    resume: bool = True  # continue what the folder holds; --no-resume starts over
+    benchmark: bool = True  # put the student through the config's suite at the end
+    list: bool = False  # show trainers and backbones
+    plugin: Annotated[tuple[str, ...], tyro.conf.UseAppendAction] = ()  # Python modules that register more of them
+
+
+def main(arguments: Arguments) -> None:
+    """Run one training. Raises UserError for everything that the caller can mend."""
+    import_plugins(arguments.plugin)
+    if arguments.list:
+        show_registries()
+        return
+    if not arguments.method or arguments.config is None:
+        raise UserError("name a trainer and its config: python -m trainers.run rtdmd --config FILE, or --list")
+    from trainers.base import find
+    from trainers.config import RunConfig
+
+    find(arguments.method)  # before the file is read: what it may hold is the method's
+    run = read_toml(RunConfig, arguments.config, arguments.set)
+    folder = arguments.out or Path("runs") / run.name
+    if not arguments.benchmark:
+        run = replace(run, benchmark="")
+    train(arguments.method, run, folder, resume=arguments.resume, where=str(arguments.config))
+
+
+def train(
+    method: str,
+    run: "RunConfig",
+    folder: Path,
+    *,
+    resume: bool = True,
+    where: str = "config",
+    board: Path | None = None,
+) -> Path:
+    """Train, export and benchmark one student in a folder; return the student's own folder.
+
+    Raises UserError as the parts do; `where` opens the errors in settings."""
+    from trainers.loop import Loop
+
+    loop = Loop(method, run, folder, resume, where)
+    student = loop.train()
+    if run.benchmark and loop.accelerator.is_main_process:
+        publish(student, run.benchmark, run.name, board)
+    return student
+
+
+def publish(student: Path, suite: str, name: str, board: Path | None) -> None:
+    """Benchmark an exported student and rebuild the leaderboard; `board` is its folder of results."""
+    from benchmarks import evaluate
+    from leaderboards.build import RESULTS, SITE, build
+
+    results = board or RESULTS
+    evaluate(student, suite, name=name, out=student.parent / f"benchmark-{suite}", board=results)
+    _, written = build(results, SITE if results == RESULTS else results.parent / "site")
+    print("leaderboard: " + ", ".join(str(path) for path in written))
+
+
+def show_registries() -> None:
+    """Print what can be named: trainers, backbones, metrics that can be rewards."""
+    from metrics.base import available as metrics_available
+    from trainers.backbones.base import available as backbones_available
+    from trainers.base import available
+
+    print("trainers:  " + ", ".join(available()))
+    print("backbones: " + ", ".join(backbones_available()))
+    print("rewards:   " + ", ".join(metrics_available()))
+
+
+if __name__ == "__main__":
+    try:
+        main(tyro.cli(Arguments, prog="python -m trainers.run"))
+    except (UserError, ResultError) as error:
+        print(f"error: {error}", file=sys.stderr)
+        sys.exit(2)

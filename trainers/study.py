@@ -1,0 +1,156 @@
+"""Ablation studies as data: rows × seeds, each a training or a plain benchmark, all of them on one board.
+
+    python -m trainers.study rtdmd [--seeds 0 1 2] [--rows ac-dmd subgrpo] [--list]
+
+A row is a name and what it changes in the study's base config. Called again, the study continues: finished rows are
+left alone, an interrupted one goes on. Runs that agree in everything up to the end of a stage share that stage, so a
+cold start is trained once per seed and all that follows starts from the same weights.
+"""
+
+import hashlib
+import json
+import sys
+from collections.abc import Iterable
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Annotated, Any
+
+import tyro
+
+from benchmarks.config import UserError, as_table, build, config, nearest, parse_toml, read_toml
+from leaderboards.schema import ResultError
+from trainers.config import RunConfig, merge
+
+CONFIGS = Path(__file__).parent / "configs"
+
+
+@config
+class RowConfig:
+    """One row of the study: a training that changes the base config, or a model that is only benchmarked."""
+
+    name: str
+    settings: dict[str, Any] = field(default_factory=dict)  # laid over the base config
+    model: str = ""  # benchmark this folder instead of training
+    steps: int = 0  # of that model; 0 = its protocol's
+    guidance: float = -1.0  # of that model; -1 = its protocol's
+
+
+@config
+class StudyConfig:
+    """A study's rows."""
+
+    method: str
+    base: str  # config file, relative to the study's own
+    suite: str
+    seeds: tuple[int, ...] = (0, 1, 2)
+    rows: tuple[RowConfig, ...]
+
+    def __post_init__(self) -> None:
+        if not self.seeds or not self.rows:
+            raise ValueError("a study needs seeds and rows")
+        if len({row.name for row in self.rows}) < len(self.rows):
+            raise ValueError("two rows have the same name")
+
+
+@dataclass(frozen=True, kw_only=True)
+class Arguments:
+    """Command line of `python -m trainers.study`."""
+
+    study: Annotated[str, tyro.conf.Positional]  # name (trainers/configs/study-<name>.toml) or a TOML file
+    seeds: tuple[int, ...] = ()  # only these
+    rows: tuple[str, ...] = ()  # only these
+    out: Path | None = None  # folder of the runs; default runs/study-<name>
+    board: Path | None = None  # folder of results; default: the leaderboard's
+    list: bool = False  # show the rows and what is done
+
+
+def main(arguments: Arguments) -> None:
+    """Run what a study still lacks. Raises UserError for everything that the caller can mend."""
+    named = CONFIGS / f"study-{arguments.study}.toml"
+    path = named if named.is_file() else Path(arguments.study)
+    if not path.is_file():
+        known = [file.stem.removeprefix("study-") for file in CONFIGS.glob("study-*.toml")]
+        raise UserError(f"unknown study {arguments.study!r}; {nearest(arguments.study, known)}")
+    study = read_toml(StudyConfig, path)
+    out = arguments.out or Path("runs") / path.stem
+    rows = _chosen(study, arguments.rows)
+    for seed in arguments.seeds or study.seeds:
+        for row in rows:
+            folder = out / (row.name if row.model else f"{row.name}-s{seed}")
+            if arguments.list:
+                print(f"{folder.name}: {'done' if _done(folder).exists() else 'to do'}")
+            elif not _done(folder).exists():
+                print(f"{folder.name} …", file=sys.stderr, flush=True)
+                run_row(study, path, row, seed, folder, arguments.board)
+                _done(folder).touch()
+
+
+def run_row(study: StudyConfig, path: Path, row: RowConfig, seed: int, folder: Path, board: Path | None) -> None:
+    """Train or only benchmark one row; an untrained row knows no seed."""
+    from benchmarks import evaluate
+    from benchmarks.plan import Overrides
+    from leaderboards.build import RESULTS
+    from trainers.run import train
+
+    if row.model:
+        overrides = Overrides(steps=row.steps or None, guidance=row.guidance if row.guidance >= 0 else None)
+        place = folder / f"benchmark-{study.suite}"
+        evaluate(row.model, study.suite, name=row.name, out=place, board=board or RESULTS, overrides=overrides)
+        return
+    run = row_settings(study, path, row, seed)
+    donate_stage(study.method, run, folder)
+    train(study.method, run, folder, where=f"{path}: {row.name}", board=board)
+
+
+def row_settings(study: StudyConfig, path: Path, row: RowConfig, seed: int) -> RunConfig:
+    """Return a row's run. Raises UserError where base and row do not make one."""
+    table = merge(parse_toml(path.parent / study.base), row.settings)
+    table |= {"name": f"{row.name}-s{seed}", "seed": seed, "benchmark": study.suite}
+    return build(RunConfig, table, f"{path}: {row.name}")
+
+
+def donate_stage(method: str, run: RunConfig, folder: Path) -> None:
+    """Let a new run start from the end of the longest stage that a neighbour has trained under the same settings."""
+    from trainers.checkpoint import STATE, adopt_state, stage_state
+
+    if (folder / STATE).exists():
+        return
+    for stage in reversed(list(run.stages)[:-1]):
+        wanted = stages_digest({"method": method, **as_table(run)}, stage)
+        for donor in sorted(folder.parent.glob("*/run.json")):
+            table = json.loads(donor.read_text(encoding="utf-8"))
+            alike = stage in table["stages"] and stages_digest(table, stage) == wanted
+            if donor.parent != folder and alike and stage_state(donor.parent, stage).exists():
+                adopt_state(folder, donor.parent, stage)
+                return
+
+
+def stages_digest(table: dict[str, Any], last: str) -> str:
+    """Return the sha256 of all that decides a run up to the end of a stage.
+
+    Rewards belong to it: the canary scores them, and a stage may train on them."""
+    names = list(table["stages"])
+    stages = {name: table["stages"][name] for name in names[: names.index(last) + 1]}
+    outside = ("name", "benchmark", "export", "stages")
+    decisive = {key: value for key, value in table.items() if key not in outside} | {"stages": stages}
+    return hashlib.sha256(json.dumps(decisive, sort_keys=True).encode()).hexdigest()
+
+
+def _chosen(study: StudyConfig, names: Iterable[str]) -> list[RowConfig]:
+    rows = {row.name: row for row in study.rows}
+    for name in names:
+        if name not in rows:
+            raise UserError(f"--rows {name}: no such row; {nearest(name, rows)}")
+    return [row for name, row in rows.items() if not names or name in names]
+
+
+def _done(folder: Path) -> Path:
+    return folder / "done"
+
+
+if __name__ == "__main__":
+    try:
+        main(tyro.cli(Arguments, prog="python -m trainers.study"))
+    except (UserError, ResultError) as error:
+        print(f"error: {error}", file=sys.stderr)
+        sys.exit(2)
