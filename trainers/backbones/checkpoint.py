@@ -37,6 +37,8 @@ def save_merged(
     base: Path, folder: Path, network_class: Any, config: Mapping[str, Any], state: Mapping[str, Tensor], dtype: str
 ) -> None:
     """Write a whole pipeline folder: the base's files with the transformer's weights replaced by `state`."""
+    # Without the path it was loaded from, which would end up in the file, and so in the student's digest.
+    config = {key: value for key, value in config.items() if key != "_name_or_path"}
     with torch.device("meta"):
         network = network_class.from_config(config)
     network.load_state_dict({name: tensor.to(DTYPES[dtype]) for name, tensor in state.items()}, assign=True)
