@@ -80,7 +80,7 @@ def publish(student: Path, suite: str, name: str, board: Path | None) -> None:
     from leaderboards.build import RESULTS, SITE, build
 
     results = board or RESULTS
-    evaluate(student, suite, name=name, out=student.parent / f"benchmark-{suite}", board=results)
+    evaluate(student, suite, name=name, out=student.parent / f"benchmark-{Path(suite).stem}", board=results)
     _, written = build(results, SITE if results == RESULTS else results.parent / "site")
     print("leaderboard: " + ", ".join(str(path) for path in written))
 

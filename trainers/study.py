@@ -94,7 +94,7 @@ def run_row(study: StudyConfig, path: Path, row: RowConfig, seed: int, folder: P
 
     if row.model:
         overrides = Overrides(steps=row.steps or None, guidance=row.guidance if row.guidance >= 0 else None)
-        place = folder / f"benchmark-{study.suite}"
+        place = folder / f"benchmark-{Path(study.suite).stem}"
         evaluate(row.model, study.suite, name=row.name, out=place, board=board or RESULTS, overrides=overrides)
         return
     run = row_settings(study, path, row, seed)

@@ -63,7 +63,7 @@ def draw_test(
             for name, setting in SETTINGS.items()
         }
         work.mkdir(parents=True, exist_ok=True)
-        np.savez(cache, **drawn)
+        np.savez(cache, **drawn)  # type: ignore[arg-type]  # the stub takes any keyword for allow_pickle
     with np.load(cache) as saved:
         return {name: (saved[name], judge_all(saved[name], list(records) * images_per_prompt)) for name in SETTINGS}
 

@@ -135,7 +135,7 @@ class Aesthetic(Stage):
 class Check(Stage):
     """Measure what the README claims, on fresh noise and test prompts, and write it there."""
 
-    images_per_prompt: int = 2
+    images_per_prompt: int = 1
 
     def run(self) -> None:
         detector = check_detector()
