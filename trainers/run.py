@@ -75,12 +75,14 @@ def train(
 
 
 def publish(student: Path, suite: str, name: str, board: Path | None) -> None:
-    """Benchmark an exported student and rebuild the leaderboard; `board` is its folder of results."""
+    """Benchmark an exported student, show its values, rebuild the leaderboard; `board` is its folder of results."""
     from benchmarks import evaluate
+    from benchmarks.screen import show_result
     from leaderboards.build import RESULTS, SITE, build
 
     results = board or RESULTS
-    evaluate(student, suite, name=name, out=student.parent / f"benchmark-{Path(suite).stem}", board=results)
+    out = student.parent / f"benchmark-{Path(suite).stem}"
+    show_result(evaluate(student, suite, name=name, out=out, board=results), out)
     _, written = build(results, SITE if results == RESULTS else results.parent / "site")
     print("leaderboard: " + ", ".join(str(path) for path in written))
 
