@@ -121,6 +121,25 @@ class Roles:
         self.draws.load_state_dict(state["draws"])
 
 
+class RolesTrainer:
+    """What trainers whose whole state lies in their roles have in common."""
+
+    roles: Roles
+    _protocol: SamplingProtocol
+
+    def protocol(self) -> SamplingProtocol:
+        """Return how the student is meant to be sampled."""
+        return self._protocol
+
+    def state_dict(self) -> dict[str, Any]:
+        """Return all that a bit-exact resume needs."""
+        return self.roles.state_dict()
+
+    def load_state_dict(self, state: dict[str, Any]) -> None:
+        """Continue from what `state_dict` gave."""
+        self.roles.load_state_dict(state)
+
+
 class Trainer(Protocol):
     """The interface of a trainer; see the module's docstring."""
 

@@ -9,7 +9,7 @@ Axes: B samples, then any latent axes; levels t are [B, 1, ...] or floats.
 """
 
 from collections.abc import Callable, Sequence
-from typing import Any, Literal
+from typing import Literal
 
 import torch
 from torch import Tensor
@@ -19,7 +19,7 @@ from benchmarks.protocol import Protocol
 from benchmarks.samplers import sigma_grid
 from metrics.base import Prompt
 from trainers.backbones.base import Backbone
-from trainers.base import Logs, Networks, Roles, SamplerConfig, World, register
+from trainers.base import Logs, Networks, Roles, RolesTrainer, SamplerConfig, World, register
 from trainers.draws import Draws
 from trainers.flow import RenoiseLaw, Velocity, interpolate, x0_from_v
 from trainers.learner import EmaConfig, OptimiserConfig
@@ -124,7 +124,7 @@ class DmdConfig:
 
 
 @register("dmd")
-class Dmd:
+class Dmd(RolesTrainer):
     """The baseline trainer: distribution matching alone."""
 
     Config = DmdConfig
@@ -154,18 +154,6 @@ class Dmd:
             logs |= {"dmd_loss": loss.item(), "student_norm": self.roles.student.update()}
         self.roles.student.average(iteration)
         return logs
-
-    def protocol(self) -> Protocol:
-        """Return how the student is meant to be sampled."""
-        return self._protocol
-
-    def state_dict(self) -> dict[str, Any]:
-        """Return all that a bit-exact resume needs."""
-        return self.roles.state_dict()
-
-    def load_state_dict(self, state: dict[str, Any]) -> None:
-        """Continue from what `state_dict` gave."""
-        self.roles.load_state_dict(state)
 
     def _generate(self, networks: Networks, count: int, grad: bool) -> Tensor:
         source = X0_SOURCES[self.config.x0_source]

@@ -18,19 +18,18 @@ Axes: P prompts, N members of a group, B = P N images, K steps.
 
 from collections.abc import Sequence
 from dataclasses import replace
-from typing import Any, Literal
+from typing import Literal
 
 import torch
 from torch import Tensor
 
 from benchmarks.config import config
-from benchmarks.protocol import Protocol
 from benchmarks.samplers import sigma_grid
 from metrics.base import Prompt
 from trainers import ac_dmd, subgrpo
 from trainers.ac_dmd import AcDmdConfig
 from trainers.backbones.base import Backbone
-from trainers.base import Logs, Networks, Roles, SamplerConfig, World, register
+from trainers.base import Logs, Networks, Roles, RolesTrainer, SamplerConfig, World, register
 from trainers.groups import group_noise, repeat_members
 from trainers.learner import EmaConfig, OptimiserConfig
 from trainers.reinforce import Epoch, ReinforceConfig, check_reinforce
@@ -67,7 +66,7 @@ class RtdmdConfig:
 
 
 @register("rtdmd")
-class Rtdmd:
+class Rtdmd(RolesTrainer):
     """The trainer of both stages."""
 
     Config = RtdmdConfig
@@ -90,18 +89,6 @@ class Rtdmd:
         logs = box(prompts, iteration)
         self.roles.student.average(iteration)
         return logs
-
-    def protocol(self) -> Protocol:
-        """Return how the student is meant to be sampled."""
-        return self._protocol
-
-    def state_dict(self) -> dict[str, Any]:
-        """Return all that a bit-exact resume needs."""
-        return self.roles.state_dict()
-
-    def load_state_dict(self, state: dict[str, Any]) -> None:
-        """Continue from what `state_dict` gave."""
-        self.roles.load_state_dict(state)
 
     def _cold_start(self, prompts: Sequence[Prompt], iteration: int) -> Logs:
         """Stage I: the fake score at every iteration, the student at every R-th."""
