@@ -1,4 +1,4 @@
-"""Command line: python -m leaderboards build | validate | schema | compare.
+"""Command line: python -m leaderboards build | validate | schema | compare | table | publish.
 
 Exit codes: 0 fine, 2 a user's mistake (one line on stderr), 1 ours.
 """
@@ -6,7 +6,7 @@ Exit codes: 0 fine, 2 a user's mistake (one line on stderr), 1 ours.
 import sys
 from collections.abc import Sequence
 from pathlib import Path
-from typing import Annotated
+from typing import Annotated, Literal
 
 import tyro
 from rich.console import Console
@@ -15,12 +15,19 @@ from rich.text import Text
 from tyro.extras import SubcommandApp
 
 from leaderboards.build import RESULTS, SITE, build
+from leaderboards.columns import Column, number, trained_on
+from leaderboards.formats import FORMATS
+from leaderboards.papers import is_paper_table, paper_json_schema, read_paper_table, read_paper_tables
+from leaderboards.publish import check_site, publish_site
+from leaderboards.recipe import find_recipe, paper_recipes
+from leaderboards.recipe_table import grid
 from leaderboards.schema import ResultError, json_schema
 from leaderboards.statistics import compare, holm
-from leaderboards.store import Entry, file_stem, read_entry
-from leaderboards.table import Column, number, trained_on
+from leaderboards.store import Entry, file_stem, read_board, read_entry
 
-SCHEMA = Path(__file__).parent / "schema.json"
+HERE = Path(__file__).parent
+SCHEMA = HERE / "schema.json"
+SCHEMAS = {SCHEMA: json_schema, HERE / "reported.schema.json": paper_json_schema}
 app = SubcommandApp()
 
 
@@ -41,24 +48,24 @@ def build_command(results: Path = RESULTS, out: Path = SITE) -> None:
 
 @app.command
 def validate(paths: Annotated[tuple[Path, ...], tyro.conf.Positional] = (), results: Path = RESULTS) -> int:
-    """Recompute every value and interval of results from their evidence.
+    """Recompute every value and interval of results from their evidence, and check the papers' tables.
 
     Args:
-        paths: result files or folders of them; without any, the whole board
+        paths: result files, papers' tables, or folders of them; without any, the whole board and all papers
         results: the board, from which paths may also be given
     """
     faults = []
-    files = [file for path in paths or (results,) for file in _result_files(path, results)]
-    for path in files:
+    for file in [file for path in paths or (results,) for file in _json_files(path, results)]:
         try:
-            entry = read_entry(path)
+            print(f"{file}: ok, {_checked(file)}")
         except ResultError as error:
             faults.append(str(error))
-            continue
-        rows = entry.result.evidence.rows if entry.result.evidence else 0
-        print(f"{path}: ok, {rows} rows of evidence")
-    if not files:
-        print("no results yet")
+    if not paths:
+        if not any(results.glob("*/*.json")):
+            print("no results yet")
+        tables = read_paper_tables()
+        rows = sum(len(table.rows) for table in tables.values())
+        print(f"{len(paper_recipes(tables=tables))} tables of papers: ok, {rows} rows")
     for line in faults:
         print(line, file=sys.stderr)
     return 2 if faults else 0
@@ -66,16 +73,44 @@ def validate(paths: Annotated[tuple[Path, ...], tyro.conf.Positional] = (), resu
 
 @app.command
 def schema(check: bool = False) -> None:
-    """Write leaderboards/schema.json, the JSON Schema of a result.
+    """Write the JSON Schemas of a result and of a paper's table.
 
     Args:
-        check: only verify that the file is up to date
+        check: only verify that the files are up to date
     """
-    if not check:
-        SCHEMA.write_text(json_schema(), encoding="utf-8")
-    elif not SCHEMA.is_file() or SCHEMA.read_text(encoding="utf-8") != json_schema():
-        raise ResultError(f"{SCHEMA} is out of date: run python -m leaderboards schema")
-    print(f"{SCHEMA} is up to date")
+    for path, text in SCHEMAS.items():
+        if not check:
+            path.write_text(text(), encoding="utf-8")
+        elif not path.is_file() or path.read_text(encoding="utf-8") != text():
+            raise ResultError(f"{path} is out of date: run python -m leaderboards schema")
+        print(f"{path} is up to date")
+
+
+@app.command(name="table")
+def table_command(
+    recipe: Annotated[str, tyro.conf.Positional] = "",
+    format: Literal["md", "latex", "csv", "json", "html"] = "md",
+    results: Path = RESULTS,
+) -> None:
+    """Rebuild a paper's table with our rows beside the reported ones, or a table of your own recipe.
+
+    Args:
+        recipe: a table such as dmdr-v2-table2, or your own recipe.toml; without one, all tables are listed
+        format: how to write it
+        results: the board to take measured rows from
+    """
+    if not recipe:
+        for name, paper in read_paper_tables().items():
+            print(f"{name:16}  {paper.caption}")
+        return
+    chosen = find_recipe(recipe)
+    board = read_board(results)
+    for line in board.errors:
+        print(f"left out: {line}", file=sys.stderr)
+    if not chosen.reported and chosen.suite not in board.suites:
+        known = ", ".join(board.suites) or "none"
+        raise ResultError(f"recipe {chosen.name}: no results of suite {chosen.suite!r}; known: {known}")
+    print(FORMATS[format](grid(chosen, read_paper_tables(), board.suites.get(chosen.suite, []))), end="")
 
 
 @app.command(name="compare")
@@ -115,6 +150,22 @@ def compare_command(
     Console().print(table)
 
 
+@app.command
+def publish(to: Path, results: Path = RESULTS, check: bool = False) -> None:
+    """Write page, data, results and checksums into a folder for any web server, such as GitHub Pages.
+
+    Args:
+        to: an empty folder, or an older publication
+        results: the board to publish; every result is validated first
+        check: only verify the checksums of a publication
+    """
+    if check:
+        print(f"{to}: ok, {check_site(to)} files")
+    else:
+        board = publish_site(results, to)
+        print(f"{len(board.entries)} results published in {to}; {check_site(to)} files with checksums")
+
+
 def main(arguments: Sequence[str] | None = None) -> int:
     """Run one command and return its exit code."""
     try:
@@ -124,8 +175,8 @@ def main(arguments: Sequence[str] | None = None) -> int:
         return 2
 
 
-def _result_files(path: Path, board: Path) -> list[Path]:
-    """Return the result files a path means. Raises ResultError where it means none."""
+def _json_files(path: Path, board: Path) -> list[Path]:
+    """Return the files of results or papers' tables that a path means. Raises ResultError where it means none."""
     for candidate in (path, board / path):
         if candidate.is_dir():
             found = (*candidate.glob("*.json"), *candidate.glob("*/*.json"))
@@ -133,6 +184,15 @@ def _result_files(path: Path, board: Path) -> list[Path]:
         if candidate.is_file():
             return [candidate]
     raise ResultError(f"{path}: no such result file or folder")
+
+
+def _checked(path: Path) -> str:
+    """Check one file of either kind and say what it holds. Raises ResultError."""
+    if is_paper_table(path):
+        table = read_paper_table(path)
+        return f"{len(table.rows)} rows reported by {table.paper.id}"
+    evidence = read_entry(path).result.evidence
+    return f"{evidence.rows if evidence else 0} rows of evidence"
 
 
 def _find(name: str, board: Path) -> Entry:

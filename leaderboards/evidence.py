@@ -11,7 +11,6 @@ from pathlib import Path
 
 import numpy as np
 import pyarrow as pa
-import pyarrow.dataset as ds
 import pyarrow.parquet as pq
 
 from leaderboards.schema import CategoryValue, MetricResult, Result, ResultError, Task
@@ -21,6 +20,7 @@ TEXT_COLUMNS = ("task", "metric", "prompt_id", "category", "split")
 COLUMNS = pa.schema([*((name, pa.string()) for name in TEXT_COLUMNS), ("seed", pa.int64()), ("value", pa.float32())])
 MAX_ROWS = 10_000_000
 MAX_BYTES = 2**29  # uncompressed
+NO_ROWS = Scores(values_N=np.zeros(0, np.float32), prompt_ids=(), seeds=(), categories=())
 ORDER = ("task", "metric", "prompt_id", "seed")
 
 
@@ -78,15 +78,49 @@ def read(path: Path, digest: str, rows: int) -> pa.Table:
 
 def scores(table: pa.Table, task: str, metric: str) -> Scores:
     """Return the rows of one metric on one task; none where it left no evidence."""
-    chosen = table.filter((ds.field("task") == task) & (ds.field("metric") == metric))
-    column = {name: chosen[name].cast(pa.string()).to_pylist() for name in ("prompt_id", "category", "split")}
-    return Scores(
-        values_N=chosen["value"].to_numpy(),
-        prompt_ids=column["prompt_id"],
-        seeds=chosen["seed"].to_pylist(),
-        categories=column["category"],
-        splits=column["split"],
-    )
+    return split(table).get((task, metric), NO_ROWS)
+
+
+def split(table: pa.Table) -> dict[tuple[str, str], Scores]:
+    """Return the rows of every (task, metric), in one pass.
+
+    Metrics of one task mostly have the same prompts and seeds: they then share these lists, which keeps a board of
+    hundreds of models in memory and lets `statistics.align` see at once that nothing has to be matched."""
+    if not table.num_rows:
+        return {}
+    columns = {name: _codes(table[name]) for name in TEXT_COLUMNS}
+    values_N, seeds_N = table["value"].to_numpy(), table["seed"].to_numpy()
+    (tasks, task_N), (metrics, metric_N) = columns["task"], columns["metric"]
+    group_N = task_N.astype(np.int64) * len(metrics) + metric_N
+    order_N = np.argsort(group_N, kind="stable")
+    shared: dict[bytes, list] = {}
+
+    def once(name: str, codes: np.ndarray, items: list | None) -> list:
+        key = name.encode() + codes.tobytes()
+        if key not in shared:
+            shared[key] = codes.tolist() if items is None else [items[code] for code in codes.tolist()]
+        return shared[key]
+
+    found = {}
+    for rows in np.split(order_N, np.flatnonzero(np.diff(group_N[order_N])) + 1):
+        texts = {name: once(name, columns[name][1][rows], columns[name][0]) for name in TEXT_COLUMNS[2:]}
+        found[tasks[task_N[rows[0]]], metrics[metric_N[rows[0]]]] = Scores(
+            values_N=values_N[rows],
+            prompt_ids=texts["prompt_id"],
+            seeds=once("seed", seeds_N[rows], None),
+            categories=texts["category"],
+            splits=texts["split"],
+        )
+    return found
+
+
+def _codes(column: pa.ChunkedArray) -> tuple[list[str], np.ndarray]:
+    """Return the distinct texts of a column and each row's place among them."""
+    if not pa.types.is_dictionary(column.type):
+        column = column.dictionary_encode()
+    array = column.unify_dictionaries().combine_chunks()
+    array = array.chunk(0) if isinstance(array, pa.ChunkedArray) else array
+    return array.dictionary.cast(pa.string()).to_pylist(), array.indices.to_numpy(zero_copy_only=False)
 
 
 def check(result: Result, table: pa.Table, *, intervals: bool = True) -> None:
@@ -98,9 +132,16 @@ def check(result: Result, table: pa.Table, *, intervals: bool = True) -> None:
     for row in pairs.to_pylist():
         if (row["task"], row["metric"]) not in stated:
             raise ResultError(f"evidence has rows of {row['task']}/{row['metric']}, which the result does not state")
+    rows = split(table)
     for task, name, metric in stated_metrics(result):
         try:
-            _check_metric(metric, task, scores(table, task.name, name), result.status == "ranked", intervals)
+            _check_metric(
+                metric,
+                task,
+                rows.get((task.name, name), NO_ROWS),
+                result.status == "ranked",
+                intervals,
+            )
         except ResultError as error:
             raise ResultError(f"{task.name}/{name}: {error}") from error
 

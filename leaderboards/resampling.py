@@ -13,7 +13,7 @@ Axes: P prompts, R replicates, M models.
 """
 
 import math
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from statistics import NormalDist
 
 import numpy as np
@@ -32,13 +32,22 @@ def bca_interval(
     sizes = np.bincount(strata_P)
     if replicates == 0 or sizes.min() < 2 or np.ptp(means_P) == 0:
         return None, None
-    replicates_R = bootstrap(means_P, strata_P, seed, replicates)
-    # The observed value by the same arithmetic as the replicates, so that equal ones compare as equal.
     whole_P, scale = whole_numbers(means_P)
-    point = float(np.mean([whole_P[strata_P == s].sum() / n for s, n in enumerate(sizes)])) * scale
-    ordered_R = np.sort(replicates_R)
+    sums = bootstrap_sums(whole_P[:, None], strata_P, seed, replicates)
+    return interval_of([sums_R1[:, 0] for sums_R1 in sums], whole_P, scale, means_P, strata_P)
+
+
+def interval_of(
+    sums: Sequence[np.ndarray], whole_P: np.ndarray, scale: float, means_P: np.ndarray, strata_P: np.ndarray
+) -> tuple[float, float] | tuple[None, None]:
+    """Return the BCa interval from bootstrap sums_R of whole numbers, one array per stratum."""
+    sizes = np.bincount(strata_P)
+    replicates = len(sums[0])
+    ordered_R = np.sort(_mean_of_strata(sums, sizes, scale))
     if ordered_R[0] == ordered_R[-1]:  # prompts vary between categories only
         return None, None
+    # The observed value by the same arithmetic as the replicates, so that equal ones compare as equal.
+    point = float(np.mean([whole_P[strata_P == s].sum() / n for s, n in enumerate(sizes)])) * scale
     low, high = bca_levels(ordered_R, point, means_P, strata_P)
     index = [min(max(math.floor((replicates + 1) * level) - 1, 0), replicates - 1) for level in (low, high)]
     return float(ordered_R[index[0]]), float(ordered_R[index[1]])
@@ -47,16 +56,37 @@ def bca_interval(
 def bootstrap(means_P: np.ndarray, strata_P: np.ndarray, seed: int, replicates: int) -> np.ndarray:
     """Return replicates_R of the mean over strata of the mean over n - 1 prompts drawn with replacement."""
     whole_P, scale = whole_numbers(means_P)
-    sizes = np.bincount(strata_P)
-    total_R = np.zeros(replicates)
-    for stratum, size in enumerate(sizes.tolist()):
+    sums = bootstrap_sums(whole_P[:, None], strata_P, seed, replicates)
+    return _mean_of_strata([sums_R1[:, 0] for sums_R1 in sums], np.bincount(strata_P), scale)
+
+
+def bootstrap_sums(whole_PM: np.ndarray, strata_P: np.ndarray, seed: int, replicates: int) -> list[np.ndarray]:
+    """Return for each stratum the sums_RM over n - 1 of its n prompts drawn with replacement.
+
+    All columns see the same draws, so that differences of columns are the bootstrap of their differences."""
+    found = []
+    for stratum, size in enumerate(np.bincount(strata_P).tolist()):
         bits = np.random.PCG64([seed, stratum])
-        whole_n, drawn = whole_P[strata_P == stratum], size - 1
-        for rows in _chunks(replicates, drawn):
+        whole_nM, drawn = whole_PM[strata_P == stratum], size - 1
+        sums_RM = np.empty((replicates, whole_PM.shape[1]))
+        for rows in _chunks(replicates, size):
             # 32 random bits b give the index floor(b n / 2^32): uneven by less than n / 2^32.
             b = bits.random_raw((rows.stop - rows.start) * drawn) >> np.uint64(32)
-            index = (b * np.uint64(size)) >> np.uint64(32)
-            total_R[rows] += whole_n[index.astype(np.intp)].reshape(-1, drawn).sum(axis=1) / drawn
+            index = ((b * np.uint64(size)) >> np.uint64(32)).astype(np.intp).reshape(-1, drawn)
+            if whole_PM.shape[1] == 1:
+                sums_RM[rows, 0] = whole_nM[:, 0][index].sum(axis=1)
+            else:  # how often each prompt was drawn, then one product for all columns
+                index += np.arange(len(index))[:, None] * size
+                times = np.bincount(index.ravel(), minlength=len(index) * size)
+                sums_RM[rows] = times.reshape(-1, size).astype(np.float64) @ whole_nM
+        found.append(sums_RM)
+    return found
+
+
+def _mean_of_strata(sums: Sequence[np.ndarray], sizes: np.ndarray, scale: float) -> np.ndarray:
+    total_R = np.zeros(len(sums[0]))
+    for sums_R, size in zip(sums, sizes.tolist(), strict=True):
+        total_R += sums_R / (size - 1)
     return total_R / len(sizes) * scale
 
 
@@ -83,7 +113,7 @@ def sign_flip_p(parts_P: np.ndarray, seed: int, replicates: int) -> float:
     """Return the two-sided p of sum(parts_P) against random signs of its parts, never 0 (Phipson & Smyth)."""
     whole_P, _ = whole_numbers(parts_P)
     observed = abs(whole_P.sum())
-    extreme = sum(int((abs(signs @ whole_P) >= observed).sum()) for signs in _signs(len(whole_P), seed, replicates))
+    extreme = sum(int((abs(signs @ whole_P) >= observed).sum()) for signs in signs_of(len(whole_P), seed, replicates))
     return (1 + extreme) / (1 + replicates)
 
 
@@ -95,13 +125,11 @@ def max_t(parts_PM: np.ndarray, seed: int, replicates: int) -> tuple[np.ndarray,
     whole_PM, scale = whole_numbers(parts_PM)
     models = whole_PM.shape[1]
     total_M = whole_PM.sum(axis=0)
-    spread_MM = np.sqrt(
-        [[((whole_PM[:, i] - whole_PM[:, j]) ** 2).sum() for j in range(models)] for i in range(models)]
-    )
+    spread_MM = np.sqrt(np.stack([((whole_PM[:, i, None] - whole_PM) ** 2).sum(axis=0) for i in range(models)]))
     spread_MM[spread_MM == 0] = np.inf  # twins: no difference under any signs
     observed_MM = abs(total_M[:, None] - total_M[None, :]) / spread_MM
     exceeding_MM = np.ones((models, models))
-    for signs_RP in _signs(len(whole_PM), seed, replicates):
+    for signs_RP in signs_of(len(whole_PM), seed, replicates):
         flipped_RM = signs_RP @ whole_PM
         largest_R = np.zeros(len(flipped_RM))
         for i in range(models - 1):
@@ -112,7 +140,7 @@ def max_t(parts_PM: np.ndarray, seed: int, replicates: int) -> tuple[np.ndarray,
     return exceeding_MM / (1 + replicates), (total_M[:, None] - total_M[None, :]) * scale
 
 
-def _signs(prompts: int, seed: int, replicates: int) -> Iterator[np.ndarray]:
+def signs_of(prompts: int, seed: int, replicates: int) -> Iterator[np.ndarray]:
     """Yield blocks [r, P] of random signs, float64, R rows in all."""
     bits, words = np.random.PCG64([seed, 2**32 - 1]), -(-prompts // 64)
     for rows in _chunks(replicates, prompts):

@@ -98,6 +98,8 @@ class MetricResult(Strict):
     high: Number | None = None
     n_prompts: Count = 0
     n_images: Count = 0
+    n_truncated: Count = 0  # prompts of which an encoder read only the beginning
+    precision: str = "float32"  # of the encoders' passes
     categories: dict[str, CategoryValue] = {}
     splits: dict[str, CategoryValue] = {}  # "seen" / "unseen"
     weights_digest: Digest | None = None  # of the metric's own networks
@@ -191,7 +193,12 @@ def read_result(path: Path) -> Result:
 
 def json_schema() -> str:
     """Return the text of `schema.json`, the JSON Schema of a result."""
-    schema = {"$schema": "https://json-schema.org/draft/2020-12/schema", **Result.model_json_schema()}
+    return json_schema_of(Result)
+
+
+def json_schema_of(model: type[Strict]) -> str:
+    """Return the canonical text of the JSON Schema of one of our file formats."""
+    schema = {"$schema": "https://json-schema.org/draft/2020-12/schema", **model.model_json_schema()}
     return json.dumps(schema, indent=2, sort_keys=True) + "\n"
 
 

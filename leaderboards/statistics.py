@@ -38,6 +38,17 @@ class Scores:
     categories: Sequence[str]
     splits: Sequence[str] = ()
 
+    def only(self, category: str) -> "Scores":
+        """Return the rows of one category."""
+        chosen = [row for row, name in enumerate(self.categories) if name == category]
+        return Scores(
+            values_N=self.values_N[chosen],
+            prompt_ids=[self.prompt_ids[row] for row in chosen],
+            seeds=[self.seeds[row] for row in chosen],
+            categories=[category] * len(chosen),
+            splits=[self.splits[row] for row in chosen] if self.splits else (),
+        )
+
 
 @dataclass(frozen=True)
 class Estimate:
@@ -85,7 +96,7 @@ def estimate(
     The interval is None where it would be a guess: a single prompt, a category of a single prompt (for
     "categories"), or prompts that all agree, such as 30 of 30 right; and with replicates = 0.
     Raises ResultError for no rows, unequal lengths, a value that is not finite, a prompt in two categories."""
-    prompts = _Prompts.of(values_N, prompt_ids, categories, aggregate)
+    prompts = PromptMeans.of(values_N, prompt_ids, categories, aggregate)
     low, high = bca_interval(prompts.means_P, prompts.strata_P, seed, replicates)
     return Estimate(prompts.mean(), low, high, len(prompts.means_P), len(values_N))
 
@@ -113,18 +124,13 @@ def compare(
     """Return the difference a - b over the (prompt, seed) pairs that both have.
 
     Raises ResultError where they share none, or a key occurs twice."""
-    rows_a, rows_b = _by_key(a), _by_key(b)
-    keys = sorted(rows_a.keys() & rows_b.keys())
-    if not keys:
-        raise ResultError("nothing to compare: no (prompt, seed) occurs in both")
-    values_a, values_b = (np.asarray(x.values_N, np.float64) for x in (a, b))
-    differences_N = np.array([values_a[rows_a[key]] - values_b[rows_b[key]] for key in keys])
-    categories = [a.categories[rows_a[key]] for key in keys]
-    prompts = _Prompts.of(differences_N, [prompt for prompt, _ in keys], categories, aggregate)
+    pair = align([a, b], "nothing to compare: no (prompt, seed) occurs in both")
+    prompts = pair.means(pair.values_NM[:, 0] - pair.values_NM[:, 1], aggregate)
     low, high = bca_interval(prompts.means_P, prompts.strata_P, seed, replicates)
     p = sign_flip_p(prompts.means_P * prompts.weights_P(), seed, replicates)
-    unpaired = len(rows_a) + len(rows_b) - 2 * len(keys)
-    return Comparison(prompts.mean(), low, high, p, len(prompts.means_P), len(keys), unpaired)
+    pairs = len(pair.prompt_ids)
+    unpaired = len(a.values_N) + len(b.values_N) - 2 * pairs
+    return Comparison(prompts.mean(), low, high, p, len(prompts.means_P), pairs, unpaired)
 
 
 def holm(p_values: Sequence[float]) -> list[float]:
@@ -150,23 +156,16 @@ def rank_bands(
     Raises ResultError where the models share none."""
     if not models:
         return []
-    rows = [_by_key(scores) for scores in models]
-    keys = sorted(set.intersection(*(set(table) for table in rows)))
-    if not keys:
-        raise ResultError("nothing to rank: no (prompt, seed) occurs in every model")
-    prompt_ids, categories = [prompt for prompt, _ in keys], [models[0].categories[rows[0][key]] for key in keys]
-    columns = []
-    for scores, table in zip(models, rows, strict=True):
-        values_N = np.asarray(scores.values_N, np.float64)[[table[key] for key in keys]]
-        prompts = _Prompts.of(values_N, prompt_ids, categories, aggregate)
-        columns.append(prompts.means_P * prompts.weights_P())
-    p_MM, difference_MM = max_t(np.stack(columns, axis=1), seed, replicates)
+    shared = align(models, "nothing to rank: no (prompt, seed) occurs in every model")
+    columns = [shared.means(values_N, aggregate) for values_N in shared.values_NM.T]
+    parts_PM = np.stack([prompts.means_P * prompts.weights_P() for prompts in columns], axis=1)
+    p_MM, difference_MM = max_t(parts_PM, seed, replicates)
     better_MM = (p_MM <= 1 - LEVEL) & ((difference_MM > 0) == higher_is_better)  # [i, j]: i surely beats j
     return [(1 + int(better_MM[:, i].sum()), len(models) - int(better_MM[i].sum())) for i in range(len(models))]
 
 
 @dataclass(frozen=True)
-class _Prompts:
+class PromptMeans:
     """Prompt means in the order of (stratum, prompt id); one stratum in all, or one per category."""
 
     means_P: np.ndarray
@@ -175,7 +174,7 @@ class _Prompts:
     @classmethod
     def of(
         cls, values_N: np.ndarray, prompt_ids: Sequence[str], categories: Sequence[str], aggregate: Aggregate
-    ) -> "_Prompts":
+    ) -> "PromptMeans":
         values_N = np.asarray(values_N, np.float64)
         if not len(values_N) == len(prompt_ids) == len(categories):
             raise ResultError(
@@ -216,13 +215,58 @@ def _mean(values: Iterable[float]) -> float:
 
 def _means_of_groups(values_N: np.ndarray, group_N: np.ndarray) -> Iterator[float]:
     """Yield the exactly rounded mean of each group 0, 1, ..."""
+    sizes = np.bincount(group_N)
+    if sizes.max() == 1:  # one image per prompt: nothing to average
+        yield from values_N[np.argsort(group_N, kind="stable")].tolist()
+        return
     order = np.argsort(group_N, kind="stable")
-    ends = np.cumsum(np.bincount(group_N))
+    ends = np.cumsum(sizes)
     for group in np.split(values_N[order], ends[:-1]):
         yield _mean(group.tolist())
 
 
-def _by_key(scores: Scores) -> dict[tuple[str, int], int]:
+@dataclass(frozen=True)
+class Aligned:
+    """The images that several models share: one row per (prompt, seed), one column per model."""
+
+    prompt_ids: Sequence[str]
+    seeds: Sequence[int]
+    categories: Sequence[str]
+    values_NM: np.ndarray  # float64
+
+    def means(self, values_N: np.ndarray, aggregate: Aggregate) -> "PromptMeans":
+        """Return the prompt means of one value per row."""
+        return PromptMeans.of(values_N, self.prompt_ids, self.categories, aggregate)
+
+
+def align(models: Sequence[Scores], otherwise: str) -> Aligned:
+    """Return the (prompt, seed) pairs that all models have; categories are those of the first.
+
+    Raises ResultError(otherwise) where there is none, and for a key that occurs twice."""
+    first = models[0]
+    ids, seeds = list(first.prompt_ids), list(first.seeds)
+    if all(_same(other.prompt_ids, first.prompt_ids) and _same(other.seeds, first.seeds) for other in models[1:]):
+        _rows_by_key(first)  # refuses twins
+        if ids:
+            values = [np.asarray(scores.values_N, np.float64) for scores in models]
+            return Aligned(ids, seeds, first.categories, np.stack(values, axis=1))
+    rows = [_rows_by_key(scores) for scores in models]
+    keys = sorted(set.intersection(*(set(table) for table in rows)))
+    if not keys:
+        raise ResultError(otherwise)
+    columns = [
+        np.asarray(scores.values_N, np.float64)[[table[key] for key in keys]]
+        for scores, table in zip(models, rows, strict=True)
+    ]
+    categories = [first.categories[rows[0][key]] for key in keys]
+    return Aligned([prompt for prompt, _ in keys], [seed for _, seed in keys], categories, np.stack(columns, axis=1))
+
+
+def _same(a: Sequence[object], b: Sequence[object]) -> bool:
+    return a is b or list(a) == list(b)
+
+
+def _rows_by_key(scores: Scores) -> dict[tuple[str, int], int]:
     """Return the row of every (prompt, seed)."""
     rows = {
         (str(prompt), int(seed)): row

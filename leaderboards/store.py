@@ -64,11 +64,10 @@ class Entry:
 
     def scores(self, task: str, metric: str) -> Scores:
         """Return the evidence of one metric on one task. Raises ResultError where there is none."""
+        if not self._cache and self.table is not None:
+            self._cache.update(evidence.split(self.table))
         if (task, metric) not in self._cache:
-            rows = evidence.scores(self.table, task, metric) if self.table is not None else None
-            if rows is None or not len(rows.values_N):
-                raise ResultError(f"{self.result.model.name}: no evidence of {metric} on {task}")
-            self._cache[task, metric] = rows
+            raise ResultError(f"{self.result.model.name}: no evidence of {metric} on {task}")
         return self._cache[task, metric]
 
 

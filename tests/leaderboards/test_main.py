@@ -7,13 +7,15 @@ from pathlib import Path
 import pytest
 
 from leaderboards.__main__ import main
+from leaderboards.papers import REPORTED
 from tests.leaderboards.conftest import training
 
 Add = Callable[..., Path]
+PAPERS = "24 tables of papers: ok, 174 rows"
 
 
 def files_of(folder: Path) -> dict[str, bytes]:
-    return {path.name: path.read_bytes() for path in folder.iterdir()}
+    return {str(path.relative_to(folder)): path.read_bytes() for path in folder.rglob("*") if path.is_file()}
 
 
 def test_building_twice_gives_the_same_bytes(add: Add, tmp_path: Path) -> None:
@@ -22,14 +24,16 @@ def test_building_twice_gives_the_same_bytes(add: Add, tmp_path: Path) -> None:
     for out in ("one", "two"):
         assert main(["build", "--results", str(tmp_path / "results"), "--out", str(tmp_path / out)]) == 0
     assert files_of(tmp_path / "one") == files_of(tmp_path / "two")
-    assert set(files_of(tmp_path / "one")) == {"index.html", "tiny.md"}
+    assert {"index.html", "tiny.md", "data/plots.js", "data/tiny/student.details.js"} <= set(
+        files_of(tmp_path / "one")
+    )
 
 
 def test_an_empty_board_builds_and_says_so(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     assert main(["build", "--results", str(tmp_path), "--out", str(tmp_path / "site")]) == 0
     assert capsys.readouterr().out.startswith("no results yet → ")
     assert main(["validate", "--results", str(tmp_path)]) == 0
-    assert capsys.readouterr().out == "no results yet\n"
+    assert capsys.readouterr().out == f"no results yet\n{PAPERS}\n"
 
 
 def test_build_names_what_it_leaves_out_and_shows_the_rest(
@@ -50,7 +54,7 @@ def test_validate_recomputes_intervals_too(add: Add, tmp_path: Path, capsys: pyt
     path.write_text(json.dumps(table))
     assert main(["validate", "--results", str(tmp_path / "results")]) == 2
     caught = capsys.readouterr()
-    assert caught.out == f"{good}: ok, 48 rows of evidence\n"
+    assert caught.out == f"{good}: ok, 48 rows of evidence\n{PAPERS}\n"
     assert "judge: low is stated as" in caught.err and len(caught.err.splitlines()) == 1
 
 
@@ -58,6 +62,22 @@ def test_validate_takes_files_folders_and_paths_within_the_board(add: Add, tmp_p
     path, board = add(), str(tmp_path / "results")
     for given in (str(path), str(path.parent), str(path.parents[1]), "tiny/student.json", "tiny"):
         assert main(["validate", given, "--results", board]) == 0
+
+
+def test_validate_covers_the_tables_of_papers(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    assert main(["validate", str(REPORTED)]) == 0
+    assert "dmdr-v2-table2.json: ok, 19 rows reported by dmdr-v2" in capsys.readouterr().out
+    path = tmp_path / "rtdmd-table3.json"
+    path.write_text((REPORTED / path.name).read_text().replace('"number": "3"', '"number": "4"'))
+    assert main(["validate", str(path)]) == 2
+    assert len(capsys.readouterr().err.splitlines()) == 1
+
+
+def test_table_writes_a_paper_table_and_lists_them_all(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    assert main(["table"]) == 0
+    assert len(capsys.readouterr().out.splitlines()) == 24
+    assert main(["table", "dmdr-v2-table2", "--format", "latex", "--results", str(tmp_path)]) == 0
+    assert capsys.readouterr().out.startswith("\\begin{table}")
 
 
 def test_compare_shows_paired_differences(add: Add, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
@@ -73,6 +93,7 @@ def test_compare_shows_paired_differences(add: Add, tmp_path: Path, capsys: pyte
     [
         (["build", "--results", "none"], "none: no such folder of results"),
         (["validate", "none"], "none: no such result file or folder"),
+        (["table", "dmdr-v2-tabel2"], "did you mean 'dmdr-v2-table2'"),
         (["compare", "studnet", "student"], "studnet: no such result; known: other/student, tiny/student"),
         (["compare", "student", "student"], "in several suites; say which: other/student, tiny/student"),
     ],

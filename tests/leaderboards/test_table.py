@@ -6,8 +6,9 @@ from typing import Any
 
 import pytest
 
+from leaderboards.columns import band_text, number, trained_on
 from leaderboards.store import read_board
-from leaderboards.table import SuiteTable, band_text, number, suite_table, to_markdown, trained_on
+from leaderboards.table import SuiteTable, suite_table, to_markdown
 from tests.leaderboards.conftest import evidence_table, metric_of, result_of, training
 
 Add = Callable[..., Path]

@@ -1,0 +1,151 @@
+"""Comparisons of many models at once, and win rates.
+
+    all pairs   the differences of `statistics.compare` for every two of M models, from draws that all pairs share,
+                so that the draws cost no more than one comparison
+    win rate    the share of (prompt, seed) pairs in which a is better, a tie counting half; averaged over the images
+                of a prompt, then over prompts, with the interval of any other mean (the user studies' figure)
+
+Axes: P prompts, M models, R replicates.
+"""
+
+from collections.abc import Sequence
+from itertools import combinations
+
+import numpy as np
+
+from leaderboards.resampling import bootstrap_sums, interval_of, signs_of, whole_numbers
+from leaderboards.statistics import (
+    REPLICATES,
+    Aggregate,
+    Comparison,
+    Estimate,
+    PromptMeans,
+    Scores,
+    align,
+    estimate,
+)
+
+
+def compare_all(
+    models: Sequence[Scores], aggregate: Aggregate = "prompts", seed: int = 0, replicates: int = REPLICATES
+) -> dict[tuple[int, int], Comparison]:
+    """Return the difference i - j of every two models i < j, over the (prompt, seed) pairs that all of them have.
+
+    Raises ResultError where they share none, or a key occurs twice."""
+    if not models:
+        return {}
+    shared = align(models, "nothing to compare: no (prompt, seed) occurs in every model")
+    means = [shared.means(values_N, aggregate) for values_N in shared.values_NM.T]
+    means_PM = np.stack([one.means_P for one in means], axis=1)
+    strata_P, weights_P = means[0].strata_P, means[0].weights_P()
+    intervals = _intervals(means_PM, strata_P, seed, replicates)
+    p = _sign_flip_p(means_PM * weights_P[:, None], seed, replicates)
+    found, n_pairs = {}, len(shared.prompt_ids)
+    for i, j in combinations(range(len(models)), 2):
+        difference = PromptMeans(means_PM[:, i] - means_PM[:, j], strata_P).mean()
+        unpaired = len(models[i].values_N) + len(models[j].values_N) - 2 * n_pairs
+        low, high = intervals[i, j]
+        found[i, j] = Comparison(difference, low, high, float(p[i, j]), len(means_PM), n_pairs, unpaired)
+    return found
+
+
+def win_rate(
+    a: Scores,
+    b: Scores,
+    higher_is_better: bool = True,
+    aggregate: Aggregate = "prompts",
+    seed: int = 0,
+    replicates: int = REPLICATES,
+) -> Estimate:
+    """Return how often a is better than b, in [0, 1] with its 95 % interval, over the (prompt, seed) pairs of both.
+
+    Raises ResultError where they share none, or a key occurs twice."""
+    pair = align([a, b], "nothing to compare: no (prompt, seed) occurs in both")
+    signs_N = np.sign(pair.values_NM[:, 0] - pair.values_NM[:, 1])
+    wins_N = (1 + (signs_N if higher_is_better else -signs_N)) / 2
+    return estimate(wins_N, pair.prompt_ids, pair.categories, aggregate, seed, replicates)
+
+
+def compare_with(
+    models: Sequence[Scores],
+    baseline: Scores,
+    aggregate: Aggregate = "prompts",
+    seed: int = 0,
+    replicates: int = REPLICATES,
+) -> list[Comparison]:
+    """Return the difference of each model to one baseline, as `statistics.compare` has it: models on the same images
+    share their draws. Raises ResultError where a model and the baseline share no image."""
+    images = [(tuple(scores.prompt_ids), tuple(scores.seeds)) for scores in models]
+    found: dict[int, Comparison] = {}
+    for key in dict.fromkeys(images):
+        members = [index for index, other in enumerate(images) if other == key]
+        shared = align([baseline, *(models[index] for index in members)], "no (prompt, seed) occurs in both")
+        differences_NM = shared.values_NM[:, 1:] - shared.values_NM[:, :1]
+        means = [shared.means(values_N, aggregate) for values_N in differences_NM.T]
+        means_PM = np.stack([one.means_P for one in means], axis=1)
+        strata_P, weights_P = means[0].strata_P, means[0].weights_P()
+        intervals = _column_intervals(means_PM, strata_P, seed, replicates)
+        p_M = _column_p(means_PM * weights_P[:, None], seed, replicates)
+        n_pairs = len(shared.prompt_ids)
+        for column, index in enumerate(members):
+            unpaired = len(models[index].values_N) + len(baseline.values_N) - 2 * n_pairs
+            low, high = intervals[column]
+            value, p = means[column].mean(), float(p_M[column])
+            found[index] = Comparison(value, low, high, p, len(means_PM), n_pairs, unpaired)
+    return [found[index] for index in range(len(models))]
+
+
+def _column_intervals(
+    means_PM: np.ndarray, strata_P: np.ndarray, seed: int, replicates: int
+) -> list[tuple[float, float] | tuple[None, None]]:
+    if replicates == 0 or np.bincount(strata_P).min() < 2:
+        return [(None, None)] * means_PM.shape[1]
+    whole_PM, scale = whole_numbers(means_PM)
+    sums = bootstrap_sums(whole_PM, strata_P, seed, replicates)
+    return [
+        interval_of([sums_RM[:, m] for sums_RM in sums], whole_PM[:, m], scale, means_PM[:, m], strata_P)
+        if np.ptp(means_PM[:, m])
+        else (None, None)
+        for m in range(means_PM.shape[1])
+    ]
+
+
+def _column_p(parts_PM: np.ndarray, seed: int, replicates: int) -> np.ndarray:
+    whole_PM, _ = whole_numbers(parts_PM)
+    observed_M = abs(whole_PM.sum(axis=0))
+    extreme_M = np.ones(len(observed_M))
+    for signs_RP in signs_of(len(whole_PM), seed, replicates):
+        extreme_M += (abs(signs_RP @ whole_PM) >= observed_M).sum(axis=0)
+    return extreme_M / (1 + replicates)
+
+
+def _intervals(
+    means_PM: np.ndarray, strata_P: np.ndarray, seed: int, replicates: int
+) -> dict[tuple[int, int], tuple[float, float] | tuple[None, None]]:
+    pairs = list(combinations(range(means_PM.shape[1]), 2))
+    if replicates == 0 or np.bincount(strata_P).min() < 2:
+        return dict.fromkeys(pairs, (None, None))
+    whole_PM, scale = whole_numbers(means_PM)
+    sums = bootstrap_sums(whole_PM, strata_P, seed, replicates)
+    found: dict[tuple[int, int], tuple[float, float] | tuple[None, None]] = {}
+    for i, j in pairs:
+        whole_P, difference_P = whole_PM[:, i] - whole_PM[:, j], means_PM[:, i] - means_PM[:, j]
+        if np.ptp(whole_P) == 0:
+            found[i, j] = (None, None)
+            continue
+        parts = [sums_RM[:, i] - sums_RM[:, j] for sums_RM in sums]
+        found[i, j] = interval_of(parts, whole_P, scale, difference_P, strata_P)
+    return found
+
+
+def _sign_flip_p(parts_PM: np.ndarray, seed: int, replicates: int) -> np.ndarray:
+    """Return the two-sided p_MM of every difference of columns, each as `resampling.sign_flip_p` has it."""
+    whole_PM, _ = whole_numbers(parts_PM)
+    total_M = whole_PM.sum(axis=0)
+    observed_MM = abs(total_M[:, None] - total_M[None, :])
+    extreme_MM = np.ones_like(observed_MM)
+    for signs_RP in signs_of(len(whole_PM), seed, replicates):
+        flipped_RM = signs_RP @ whole_PM
+        for i in range(whole_PM.shape[1]):
+            extreme_MM[i] += (abs(flipped_RM[:, i, None] - flipped_RM) >= observed_MM[i]).sum(axis=0)
+    return extreme_MM / (1 + replicates)

@@ -1,0 +1,198 @@
+"""The page in a real browser (`tox -e browser`): sorting, filtering, pictures, links, keyboard, accessibility."""
+
+import os
+import re
+import shutil
+from collections.abc import Callable, Iterator
+from pathlib import Path
+
+import pytest
+
+from leaderboards.build import build
+from leaderboards.store import publish
+from tests.leaderboards.conftest import evidence_table, gallery, result_of, training
+
+playwright = pytest.importorskip("playwright.sync_api", reason="tox -e browser brings playwright")
+CHROMIUM = os.environ.get("CHROMIUM") or shutil.which("chromium") or shutil.which("google-chrome")
+pytestmark = pytest.mark.skipif(CHROMIUM is None, reason="no Chromium: set CHROMIUM to its program")
+HOSTILE = "<img src=x onerror=alert(1)> \u05d0\u05d1\u05d2 " + "long" * 30
+VIEWS = ("table", "tradeoffs", "categories", "pictures", "prompts", "model", "metrics", "papers")
+
+
+@pytest.fixture(scope="session")
+def browser() -> Iterator["playwright.Browser"]:
+    with playwright.sync_playwright() as started:
+        launched = started.chromium.launch(executable_path=CHROMIUM, args=["--no-sandbox"])
+        yield launched
+        launched.close()
+
+
+@pytest.fixture(scope="session")
+def site(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A board of three models, one of them trained on a reward, and its page."""
+    folder = tmp_path_factory.mktemp("board")
+    captions = [sample.model_copy(update={"prompt": f"{HOSTILE} {sample.prompt}"}) for sample in gallery()]
+    student = {"base": "teacher", "method": "rtdmd", "trained_on": ["score"], "training": training()}
+    for seed, (name, rate, model, pictures) in enumerate(
+        [("teacher", 0.95, {}, gallery()), ("student", 0.5, student, captions), (HOSTILE, 0.1, {"method": "<b>"}, [])]
+    ):
+        rows = evidence_table(rate, seed)
+        publish(result_of(rows, name, model=model), rows, folder / "results", pictures)
+    build(folder / "results", folder / "site")
+    return folder / "site"
+
+
+@pytest.fixture
+def open_page(browser, site: Path) -> Iterator[Callable[..., "playwright.Page"]]:
+    """Open the page; at the end nothing may have gone wrong in it."""
+    wrong: list[str] = []
+    pages = []
+
+    def opened(address: str = "", **options) -> "playwright.Page":
+        page = browser.new_page(**options)
+        page.on(
+            "console", lambda message: wrong.append(message.text) if message.type in ("error", "warning") else None
+        )
+        page.on("pageerror", lambda error: wrong.append(str(error)))
+        page.on("dialog", lambda dialog: (wrong.append("a dialog opened"), dialog.dismiss()))
+        page.on("request", lambda one: wrong.append(one.url) if not one.url.startswith(("file:", "data:")) else None)
+        page.goto(f"file://{site}/index.html#{address}")
+        settle(page)
+        pages.append(page)
+        return page
+
+    yield opened
+    for page in pages:
+        page.close()
+    assert wrong == []
+
+
+def settle(page) -> None:
+    page.wait_for_function("document.querySelector('#body') && !document.querySelector('#body[aria-busy]')")
+
+
+def names(page) -> list[str]:
+    return page.locator(".board tbody th[scope=row] .name").all_inner_texts()
+
+
+@pytest.mark.parametrize("view", VIEWS)
+def test_every_view_opens_by_its_address_without_an_error(open_page, view: str) -> None:
+    page = open_page(f"view={view}")
+    assert page.locator("#tabs [aria-current=page]").count() == 1
+    assert page.locator("#body").inner_text().strip()
+    assert page.locator("#body img[src='x']").count() == 0  # markup in names and prompts is text
+
+
+@pytest.mark.parametrize("scheme", ["light", "dark"])
+@pytest.mark.parametrize("view", VIEWS)
+def test_no_violation_of_accessibility_rules(open_page, view: str, scheme: str) -> None:
+    axe = pytest.importorskip("axe_playwright_python.sync_playwright")
+    page = open_page(f"view={view}", color_scheme=scheme)
+    if view in ("tradeoffs", "categories"):
+        page.wait_for_selector(".plot svg")
+    found = axe.Axe().run(page)
+    told = [f"{one['id']}: {one['nodes'][0]['html'][:120]}" for one in found.response["violations"]]
+    assert told == []
+
+
+@pytest.mark.parametrize("width", [390, 768, 1440])
+@pytest.mark.parametrize("view", VIEWS)
+def test_nothing_is_wider_than_the_screen(open_page, view: str, width: int) -> None:
+    page = open_page(f"view={view}", viewport={"width": width, "height": 800})
+    assert page.evaluate("document.documentElement.scrollWidth") <= width
+
+
+def test_sorting_is_told_and_kept_in_the_address(open_page) -> None:
+    page = open_page()
+    assert names(page)[0] == "teacher"
+    page.locator("th button", has_text="The judge").click()
+    assert names(page)[0] == "teacher"
+    page.locator("th button", has_text="The judge").click()
+    assert names(page)[-1] == "teacher"
+    assert page.locator("th[aria-sort=ascending]").count() == 1
+    address = page.evaluate("location.hash")
+    assert "sort=" in address
+    again = open_page(address.removeprefix("#"))
+    assert names(again) == names(page)
+
+
+def test_filtering_keeps_the_word_in_the_address_and_the_focus(open_page) -> None:
+    page = open_page()
+    page.locator("input[type=search]").first.press_sequentially("stud")
+    page.wait_for_function("document.querySelectorAll('.board tbody .name').length === 1")
+    assert names(page) == ["student"] and "q=stud" in page.evaluate("location.hash")
+    assert page.evaluate("document.activeElement.type") == "search"
+    assert page.locator("#status").inner_text() == "1 of 3 models"
+
+
+def test_metrics_can_be_chosen(open_page) -> None:
+    page = open_page()
+    page.locator(".picker summary").click()
+    page.locator(".choices input").first.uncheck()
+    page.wait_for_function("document.querySelectorAll('.board thead th').length === 3")
+
+
+def test_models_are_picked_and_looked_at_side_by_side(open_page) -> None:
+    page = open_page()
+    page.get_by_label("Pick student").check()
+    page.get_by_label("Pick teacher").check()
+    page.get_by_role("link", name="pictures side by side").click()
+    page.wait_for_selector(".samples")
+    heads = page.locator(".samples thead th").all_inner_texts()
+    assert set(heads[1:]) == {"student", "teacher"}
+    assert page.locator(".picture .mark").count() == page.locator(".picture").count() > 0
+
+
+def test_a_picture_shows_its_scores_and_closes_by_key(open_page) -> None:
+    page = open_page("view=pictures")
+    page.wait_for_selector(".picture")
+    page.locator(".picture").first.focus()
+    page.keyboard.press("Enter")
+    assert page.locator("dialog[open] tbody tr").count() == 2
+    page.keyboard.press("Escape")
+    assert page.locator("dialog[open]").count() == 0
+
+
+def test_the_prompts_that_changed_most_come_first(open_page) -> None:
+    page = open_page("view=prompts&models=teacher,student")
+    page.wait_for_selector(".samples tbody tr")
+    texts = page.locator(".samples tbody tr td:last-child").all_inner_texts()
+    sizes = [abs(float(re.sub(r"[^\d.]", "", text))) for text in texts]
+    assert sizes == sorted(sizes, reverse=True) and sizes[0] > 0
+
+
+def test_keyboard_alone_reaches_and_sorts_the_table(open_page) -> None:
+    page = open_page()
+    page.keyboard.press("Tab")
+    assert page.evaluate("document.activeElement.className") == "skip"
+    page.keyboard.press("Enter")
+    assert page.evaluate("document.activeElement.id") == "main"
+    page.locator("th button", has_text="Model").focus()
+    page.keyboard.press("Enter")
+    page.wait_for_function("document.activeElement.dataset.sort === 'name'")
+    assert page.locator("th[aria-sort=ascending]").count() == 1
+
+
+def test_the_reader_s_theme_wins_over_the_system_s(open_page) -> None:
+    page = open_page("theme=dark", color_scheme="light")
+    dark = page.evaluate("getComputedStyle(document.body).backgroundColor")
+    page.locator("#theme").click()
+    assert page.evaluate("getComputedStyle(document.body).backgroundColor") != dark
+
+
+def test_a_missing_data_folder_is_one_line(browser, site: Path, tmp_path: Path) -> None:
+    shutil.copy(site / "index.html", tmp_path)
+    page = browser.new_page()
+    page.goto(f"file://{tmp_path}/index.html#view=papers")
+    page.wait_for_selector("[role=alert]")
+    assert "data/papers.js is missing" in page.locator("[role=alert]").inner_text()
+    page.close()
+
+
+def test_a_paper_s_table_is_chosen_and_sorted(open_page) -> None:
+    page = open_page("view=papers&paper=rtdmd-table5")
+    page.wait_for_selector(".paper")
+    assert page.locator(".paper tbody tr").count() >= 20
+    page.locator("select").select_option("dmdr-v2-table2")
+    page.wait_for_function("document.querySelector('.paper').innerText.includes('DMD2-PSO')")
+    assert "paper=dmdr-v2-table2" in page.evaluate("location.hash")

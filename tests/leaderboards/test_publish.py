@@ -1,0 +1,64 @@
+"""Publishing: complete, checked, repeatable; what is invalid or foreign is refused."""
+
+from collections.abc import Callable
+from pathlib import Path
+
+import pytest
+
+from leaderboards import page
+from leaderboards.publish import check_site, publish_site
+from leaderboards.schema import ResultError
+
+Add = Callable[..., Path]
+
+
+@pytest.fixture(autouse=True)
+def quick(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(page, "plots", lambda: b"fewstep.chunk('plots',true);\n")  # bundling takes seconds
+
+
+def test_a_publication_holds_page_data_evidence_and_checksums(add: Add, tmp_path: Path) -> None:
+    add("student")
+    publish_site(tmp_path / "results", tmp_path / "to")
+    names = (tmp_path / "to" / "SHA256SUMS").read_text().split()[1::2]
+    for wanted in ("index.html", "tiny.md", "data/tiny/student.details.js", "results/tiny/student.evidence.parquet"):
+        assert wanted in names
+    assert check_site(tmp_path / "to") == len(names)
+
+
+def test_publishing_again_removes_what_is_gone_and_changes_nothing_else(add: Add, tmp_path: Path) -> None:
+    add("student")
+    path = add("other")
+    publish_site(tmp_path / "results", tmp_path / "to")
+    first = (tmp_path / "to" / "SHA256SUMS").read_bytes()
+    publish_site(tmp_path / "results", tmp_path / "to")
+    assert (tmp_path / "to" / "SHA256SUMS").read_bytes() == first
+    for file in path.parent.glob("other*.json"):
+        file.unlink()
+    publish_site(tmp_path / "results", tmp_path / "to")
+    assert not (tmp_path / "to/results/tiny/other.json").exists()
+    assert (tmp_path / "to/results/tiny/student.json").is_file()
+
+
+def test_a_changed_file_is_told(add: Add, tmp_path: Path) -> None:
+    add("student")
+    publish_site(tmp_path / "results", tmp_path / "to")
+    (tmp_path / "to" / "tiny.md").write_text("forged")
+    with pytest.raises(ResultError, match="changed since it was published"):
+        check_site(tmp_path / "to")
+
+
+def test_an_invalid_result_is_not_published(add: Add, tmp_path: Path) -> None:
+    add("student").write_text("{")
+    with pytest.raises(ResultError, match="not published"):
+        publish_site(tmp_path / "results", tmp_path / "to")
+    assert not (tmp_path / "to").exists()
+
+
+def test_a_folder_with_other_files_is_left_alone(add: Add, tmp_path: Path) -> None:
+    add("student")
+    (tmp_path / "to").mkdir()
+    (tmp_path / "to" / "thesis.tex").write_text("mine")
+    with pytest.raises(ResultError, match="no SHA256SUMS"):
+        publish_site(tmp_path / "results", tmp_path / "to")
+    assert [path.name for path in (tmp_path / "to").iterdir()] == ["thesis.tex"]
