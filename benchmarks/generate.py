@@ -7,6 +7,7 @@ import io
 import time
 from collections.abc import Iterator, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
+from contextlib import ExitStack
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -55,26 +56,22 @@ def as_png(image: "Image") -> bytes:
 def _draw_blocks(
     run: Run, image_set: ImageSet, model: Pipeline, claims: Iterator[tuple[int, FileLock]], advance: Any
 ) -> None:
-    def keep(block: int, lock: FileLock, drawn: Drawn, seconds: float) -> None:
-        try:
+    def keep(held: ExitStack, block: int, drawn: Drawn, seconds: float) -> None:
+        with held:
             contents = list(encoders.map(as_png, drawn.images))
             run.keep_pictures(image_set, block, contents, nfe=drawn.nfe, seconds=round(seconds, 4))
-        finally:
-            lock.release()
 
     with ThreadPoolExecutor(WRITERS) as encoders, ThreadPoolExecutor(max_workers=1) as writer:
         writing: Future[None] | None = None
         for block, lock in claims:
-            start = time.perf_counter()
-            try:
+            with ExitStack() as held:  # by this loop until the block is drawn, then by whoever writes it
+                held.callback(lock.release)
+                start = time.perf_counter()
                 drawn = draw(model, image_set, run.block(image_set, block))
-            except BaseException:
-                lock.release()
-                raise
-            seconds = time.perf_counter() - start
-            if writing:
-                writing.result()
-            writing = writer.submit(keep, block, lock, drawn, seconds)
+                seconds = time.perf_counter() - start
+                if writing:
+                    writing.result()
+                writing = writer.submit(keep, held.pop_all(), block, drawn, seconds)
             advance(len(drawn.images))
         if writing:
             writing.result()

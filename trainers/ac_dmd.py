@@ -23,7 +23,7 @@ from torch import Tensor
 from benchmarks.config import config
 from benchmarks.samplers import Level, Transition, cps
 from trainers.dmd import Normaliser, dmd_gradient, dmd_loss
-from trainers.draws import Draws
+from trainers.draws import Noise
 from trainers.flow import Kernel, Velocity, subinterval
 from trainers.rollout import Step
 
@@ -56,7 +56,7 @@ def anchor_sample(step: Step, anchor: Literal["next_sigma", "x0_full"]) -> tuple
     return (step.x_next, step.t_next) if anchor == "next_sigma" else (step.x0, 0.0)
 
 
-def renoise_level(s: float, x: Tensor, config: AcDmdConfig, draws: Draws) -> Tensor:
+def renoise_level(s: float, x: Tensor, config: AcDmdConfig, draws: Noise) -> Tensor:
     """Return t ~ U[s + .01, 1] clamped to the bounds, so that near t = 1 many draws sit at `high` [C]."""
     return draws.uniform(s + 0.01, 1.0, x).clamp(config.low, config.high)
 
@@ -66,7 +66,7 @@ def velocity_target(x_s: Tensor, noise: Tensor, s: Level, t: Level, sigma: Level
     return -x_s / (1 - s) + (t - sigma**2) / (sigma * (1 - t)) * noise
 
 
-def fake_score_loss(fake_score: Velocity, x_s: Tensor, s: float, eta: float, c: AcDmdConfig, draws: Draws) -> Tensor:
+def fake_score_loss(fake_score: Velocity, x_s: Tensor, s: float, eta: float, c: AcDmdConfig, draws: Noise) -> Tensor:
     """Return L_fake on the student's samples x_s of level s; they carry no gradient."""
     x_s = x_s.detach()
     # 1. Noise the sample from its own level s to a level t above
@@ -92,7 +92,7 @@ def consistency_loss(
     t_near: Level,
     eta: float,
     c: AcDmdConfig,
-    draws: Draws,
+    draws: Noise,
 ) -> Tensor:
     """Return L_c between t and t_near < t; v = fake_score(x_t, t) with its graph.
 
@@ -114,7 +114,7 @@ def ancestral(x_t: Tensor, v: Tensor, t: Level, t_near: Level) -> Transition:
 
 
 def student_loss(
-    x_s: Tensor, s: float, teacher: Velocity, fake_score: Velocity, eta: float, c: AcDmdConfig, draws: Draws
+    x_s: Tensor, s: float, teacher: Velocity, fake_score: Velocity, eta: float, c: AcDmdConfig, draws: Noise
 ) -> Tensor:
     """Return the AC-DMD loss of the student's samples x_s of level s; the gradient reaches x_s alone."""
     with torch.no_grad():

@@ -16,7 +16,7 @@ from torch import Tensor
 
 from benchmarks.config import config
 from benchmarks.protocol import Protocol as SamplingProtocol
-from metrics.base import Prompt, UserError, import_entry_points, import_package_modules, nearest
+from metrics.base import Prompt, Registry, UserError
 from trainers.backbones.base import Backbone
 from trainers.draws import Draws
 from trainers.flow import Velocity
@@ -63,7 +63,9 @@ class World:
 
     seed: int | str = 0
     rank: int = 0
-    reduce: Callable[[Tensor], Tensor] = lambda gradient: gradient  # mean over processes
+    processes: int = 1
+    reduce: Callable[[Tensor], Tensor] | None = None  # mean over processes; None = there is only one
+    gather: Callable[[Tensor], Tensor] = lambda rows: rows  # the rows of all processes, in their order
 
 
 @dataclass(frozen=True)
@@ -89,7 +91,7 @@ class Roles:
         self.backbone = backbone
         self.student = Learner(backbone.parameters("student"), student, ema, world.reduce)
         self.fake_score = Learner(backbone.parameters("fake_score"), fake_score, None, world.reduce)
-        self.draws = Draws(world.seed, world.rank)
+        self.draws = Draws(world.seed, world.rank, world.processes)
 
     def networks(self, prompts: Sequence[Prompt], guidance_scale: float) -> Networks:
         """Bind the prompts of a batch to the three networks."""
@@ -167,34 +169,22 @@ class Trainer(Protocol):
 
 
 T = TypeVar("T", bound=type)
-_TRAINERS: dict[str, type[Trainer]] = {}
+_TRAINERS: Registry[type[Trainer]] = Registry("trainer", "trainers", "fewstep_bench.trainers")
 
 
 def register(name: str) -> Callable[[T], T]:
     """Class decorator: make a trainer known by name. Raises UserError where the name is taken."""
-
-    def add(trainer: T) -> T:
-        if name in _TRAINERS:
-            raise UserError(f"trainer name {name!r} is taken twice: rename one of the two")
-        _TRAINERS[name] = trainer
-        return trainer
-
-    return add
+    return _TRAINERS.register(name)
 
 
 def available() -> dict[str, type[Trainer]]:
     """Return every registered trainer: built-in, entry points (fewstep_bench.trainers) and plugins."""
-    import_package_modules("trainers")
-    import_entry_points("fewstep_bench.trainers")
-    return dict(sorted(_TRAINERS.items()))
+    return _TRAINERS.available()
 
 
 def find(name: str) -> type[Trainer]:
     """Return a trainer class by name. Raises UserError naming the nearest known one."""
-    known = available()
-    if name not in known:
-        raise UserError(f"unknown trainer {name!r}; {nearest(name, known)}")
-    return known[name]
+    return _TRAINERS.find(name)
 
 
 def _reason(error: ValueError) -> str:

@@ -1,19 +1,38 @@
-"""A training run's state on disk: written whole or not at all."""
+"""A training run's state on disk: written whole or not at all, by one start at a time."""
 
 import json
 import os
 import pickle
 import shutil
 import zipfile
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
 import torch
+from filelock import FileLock, Timeout
 
 from benchmarks.config import UserError
 
-STATE, SETTINGS, LOG = "checkpoint.pt", "run.json", "log.jsonl"
+STATE, SETTINGS, LOG, LOCK = "checkpoint.pt", "run.json", "log.jsonl", "run.lock"
+
+
+@contextmanager
+def held(folder: Path) -> Iterator[None]:
+    """Keep other starts out of a run's folder; the system frees it when this process dies, however it dies.
+
+    Raises UserError where another one is at work."""
+    folder.mkdir(parents=True, exist_ok=True)
+    lock = FileLock(folder / LOCK)
+    try:
+        lock.acquire(timeout=0)
+    except Timeout as error:
+        raise UserError(f"{folder}: another process is training here; wait for it, or use another --out") from error
+    try:
+        yield
+    finally:
+        lock.release()
 
 
 def save_state(folder: Path, state: Mapping[str, Any]) -> None:
@@ -41,7 +60,9 @@ def load_state(folder: Path) -> dict[str, Any] | None:
 
 
 def keep_state(folder: Path, stage: str) -> None:
-    """Keep a copy of the checkpoint that a stage ended with; other runs may start from it."""
+    """Keep a copy of the checkpoint that a stage ended with, once; other runs may start from it."""
+    if stage_state(folder, stage).exists():
+        return
     temporary = folder / f"{STATE}.tmp"
     shutil.copyfile(folder / STATE, temporary)
     temporary.replace(stage_state(folder, stage))
@@ -63,9 +84,13 @@ def adopt_state(folder: Path, donor: Path, stage: str) -> None:
 
 
 def forget_run(folder: Path) -> None:
-    """Remove a run's settings, checkpoint and log, so that it starts over."""
-    for name in (SETTINGS, STATE, LOG):
-        (folder / name).unlink(missing_ok=True)
+    """Remove all that a run has made, so that it starts over.
+
+    The settings go last: were they the first, a kill in between would leave a checkpoint of unknown settings."""
+    for path in folder.glob("benchmark-*"):  # of the student that is no more; its run directory refuses another one
+        shutil.rmtree(path)
+    for path in (folder / STATE, *folder.glob("after-*.pt"), folder / LOG, folder / SETTINGS):
+        path.unlink(missing_ok=True)
 
 
 def claim_folder(folder: Path, settings: Mapping[str, Any], free: frozenset[str] = frozenset()) -> None:
@@ -91,6 +116,20 @@ def write_text(path: Path, text: str) -> None:
     temporary = path.with_name(f"{path.name}.tmp")
     temporary.write_text(text, encoding="utf-8")
     temporary.replace(path)
+
+
+@contextmanager
+def replaced_folder(folder: Path) -> Iterator[Path]:
+    """Give a new empty folder that takes the place of `folder` when all went well."""
+    new, old = folder.with_name(folder.name + ".tmp"), folder.with_name(folder.name + ".old")
+    for leftover in (new, old):
+        shutil.rmtree(leftover, ignore_errors=True)
+    new.mkdir(parents=True)
+    yield new
+    if folder.exists():
+        folder.replace(old)
+    new.replace(folder)
+    shutil.rmtree(old, ignore_errors=True)
 
 
 def _differences(old: Any, new: Any, key: str = "") -> dict[str, tuple[Any, Any]]:

@@ -86,7 +86,7 @@ def renoised_rollout_x0(student: Velocity, x: Tensor, protocol: Protocol, draws:
     """Return x0 predicted from a whole rollout's x0-predictions noised afresh, each sample to a random grid level."""
     with torch.no_grad():
         steps = rollout(student, x, protocol, lambda _: draws.normal_like(x))
-    k_B = torch.randint(len(steps), (len(x),), generator=draws.own).to(x.device)
+    k_B = draws.rows(len(x), lambda n, own: torch.randint(len(steps), (n,), generator=own)).to(x.device)
     predictions = torch.stack([step.x0 for step in steps])
     levels = torch.tensor(sigma_grid(protocol), dtype=x.dtype, device=x.device)
     t = levels[k_B].view(-1, *[1] * (x.ndim - 1))
@@ -160,5 +160,5 @@ class Dmd(RolesTrainer):
         return source(networks.student, self.roles.noise(count), self._protocol, self.roles.draws, grad)
 
     def _renoise(self, law: RenoiseLaw, x0: Tensor) -> tuple[Tensor, Tensor]:
-        t = law.sample(len(x0), self.roles.draws.own).to(x0).view(-1, *[1] * (x0.ndim - 1))
+        t = self.roles.draws.rows(len(x0), law.sample).to(x0).view(-1, *[1] * (x0.ndim - 1))
         return t, self.roles.draws.normal_like(x0)

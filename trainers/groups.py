@@ -38,7 +38,7 @@ def group_noise(
     with the same shared noise."""
 
     def noise(k: int) -> Tensor:
-        noise_PN = torch.randn(len(texts_P), group_size, *shape, generator=draws.own)
+        noise_PN = draws.rows(len(texts_P), lambda n, own: torch.randn(n, group_size, *shape, generator=own))
         for p, text in enumerate(texts_P):
             if not independent_PK[p, k]:
                 noise_PN[p] = torch.randn(shape, generator=seeded(draws.seed, epoch, k, text))

@@ -1,6 +1,6 @@
 """One trained network: its parameters, AdamW, and an exponential moving average (EMA) of the weights."""
 
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from contextlib import contextmanager
 from typing import Any
 
@@ -8,6 +8,8 @@ import torch
 from torch import Tensor, nn
 
 from benchmarks.config import config
+
+BUCKET = 2**24  # numbers that travel between processes at once: few messages, little memory
 
 
 @config
@@ -40,14 +42,14 @@ class EmaConfig:
 
 
 class Learner:
-    """Steps one role's parameters; `reduce` averages a gradient over processes."""
+    """Steps one role's parameters; `reduce` averages a tensor over processes, where there are several."""
 
     def __init__(
         self,
         parameters: Sequence[nn.Parameter],
         settings: OptimiserConfig,
         ema: EmaConfig | None = None,
-        reduce: Callable[[Tensor], Tensor] = lambda gradient: gradient,
+        reduce: Callable[[Tensor], Tensor] | None = None,
     ) -> None:
         self.parameters = list(parameters)
         self.settings = settings
@@ -67,9 +69,8 @@ class Learner:
 
     def update(self) -> float:
         """Take one step along the gradients that backward() left, clear them; return their norm before clipping."""
-        for parameter in self.parameters:
-            if parameter.grad is not None:
-                parameter.grad = self._reduce(parameter.grad)
+        if self._reduce:
+            self._average_gradients(self._reduce)
         limit = self.settings.max_grad_norm or float("inf")
         norm = nn.utils.clip_grad_norm_(self.parameters, limit)
         self.updates += 1
@@ -122,7 +123,32 @@ class Learner:
             mine.copy_(stored)
         self.updates, self.averages = state["updates"], state["averages"]
 
+    def _average_gradients(self, reduce: Callable[[Tensor], Tensor]) -> None:
+        """Replace every gradient by its mean over processes.
+
+        One that is missing in some of them counts as 0 there (all images of a process may have been dropped), one
+        that is missing in all stays missing."""
+        missing = [p.grad is None for p in self.parameters]
+        share = reduce(torch.tensor(missing, dtype=torch.float32, device=self.parameters[0].device))
+        for bucket in _buckets(p for p, absent in zip(self.parameters, share.tolist(), strict=True) if absent < 1):
+            gradients = [torch.zeros_like(p) if p.grad is None else p.grad for p in bucket]
+            mean = reduce(torch.cat([gradient.flatten() for gradient in gradients]))
+            for parameter, part in zip(bucket, mean.split([p.numel() for p in bucket]), strict=True):
+                parameter.grad = part.view_as(parameter)
+
     @torch.no_grad()
     def _copy(self, values: Sequence[Tensor]) -> None:
         for parameter, value in zip(self.parameters, values, strict=True):
             parameter.copy_(value)
+
+
+def _buckets(parameters: Iterable[nn.Parameter]) -> Iterator[list[nn.Parameter]]:
+    """Cut a list of parameters into runs of at most BUCKET numbers; a larger parameter is a run of its own."""
+    bucket: list[nn.Parameter] = []
+    for parameter in parameters:
+        if bucket and sum(p.numel() for p in bucket) + parameter.numel() > BUCKET:
+            yield bucket
+            bucket = []
+        bucket.append(parameter)
+    if bucket:
+        yield bucket

@@ -2,11 +2,15 @@
 
 A run lives in its folder: run.json (settings), log.jsonl, checkpoint.pt, student/ (the exported model). Started again
 it continues, bit for bit as if it had not been interrupted; the log is cut back to the checkpoint.
+
+Several processes (torchrun, accelerate launch) train on one batch: each on its share of the prompts, with gradients,
+logs and counted passes brought together. The main one alone writes.
 """
 
 import json
 import time
 from dataclasses import asdict, dataclass
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -20,7 +24,16 @@ from leaderboards.schema import Training as TrainingRecord
 from trainers.backbones.base import load as load_backbone
 from trainers.base import Trainer, World, find
 from trainers.canary import Canary
-from trainers.checkpoint import LOG, claim_folder, forget_run, keep_state, load_state, save_state, write_text
+from trainers.checkpoint import (
+    LOG,
+    claim_folder,
+    forget_run,
+    keep_state,
+    load_state,
+    replaced_folder,
+    save_state,
+    write_text,
+)
 from trainers.config import RunConfig, StageConfig, trainer_settings
 from trainers.progress import Progress
 from trainers.prompts import PromptStream, read_training_prompts
@@ -84,9 +97,11 @@ class Loop:
 
     def _make_trainer(self, stage: str) -> Trainer:
         accelerator, (trainer, settings) = self.accelerator, self._methods[stage]
-        world = World(f"{self.run.seed}/{stage}", accelerator.process_index)
-        if accelerator.num_processes > 1:
-            world = World(world.seed, world.rank, lambda gradient: accelerator.reduce(gradient, "mean"))
+        seed, count = f"{self.run.seed}/{stage}", accelerator.num_processes
+        if count == 1:
+            return trainer(settings, self.backbone, self.rewards, World(seed))
+        mean = partial(accelerator.reduce, reduction="mean")
+        world = World(seed, accelerator.process_index, count, mean, accelerator.gather)
         return trainer(settings, self.backbone, self.rewards, world)
 
     def _hand_over(self, previous: Trainer, stage: StageConfig) -> None:
@@ -94,30 +109,45 @@ class Loop:
         if stage.student_from == "previous_ema":
             previous.roles.student.adopt_average()
         elif stage.student_from == "teacher":
+            torch.manual_seed(self.run.seed)  # as at the start: a resumed run has not drawn what this one has
             self.backbone.reset()
 
     def _run_stage(self, trainer: Trainer, position: Position) -> None:
         """Train from `position` to the end of its stage."""
         run, stage = self.run, self.run.stages[position.stage]
-        count, rank = self.accelerator.num_processes, self.accelerator.process_index
         resumed_at = position.iteration
         with Progress(position.stage, self.accelerator.is_main_process) as progress:
             while (done := self._fraction(stage, position)) < 1:
                 if position.iteration % run.canary.every == 0 and (position.iteration or not position.total):
                     self._measure(trainer, position)
-                prompts = self._stream.take(trainer.prompts_per_step * count)[rank::count]
-                logs = trainer.step(prompts, position.iteration)
+                logs = self._step(trainer, position.iteration)
                 position.iteration, position.total = position.iteration + 1, position.total + 1
                 if position.iteration % run.log_every == 0:
-                    self._log(position, logs)
+                    self._log(position, self._mean(logs))
                 progress.show(done, position.iteration, logs)
                 if position.iteration % run.checkpoint_every == 0 and self._fraction(stage, position) < 1:
                     self._checkpoint(trainer, position)
         if position.iteration > resumed_at or not position.total:  # else the checkpoint is of the stage's very end
             self._measure(trainer, position)
             self._checkpoint(trainer, position)
-            if self.accelerator.is_main_process and position.stage != list(run.stages)[-1]:
-                keep_state(self.folder, position.stage)
+        if self.accelerator.is_main_process and position.stage != list(run.stages)[-1]:
+            keep_state(self.folder, position.stage)
+
+    def _step(self, trainer: Trainer, iteration: int) -> dict[str, float]:
+        """Train on this process's share of the next prompts; count the passes of all processes."""
+        count, size, before = self.accelerator.num_processes, trainer.prompts_per_step, self.backbone.passes
+        own = self.accelerator.process_index * size
+        logs = trainer.step(self._stream.take(size * count)[own : own + size], iteration)
+        if count > 1:
+            passes = torch.tensor([self.backbone.passes - before], device=self.accelerator.device)
+            self.backbone.passes = before + int(self.accelerator.gather(passes).sum())
+        return logs
+
+    def _mean(self, logs: dict[str, float]) -> dict[str, float]:
+        """Return the mean over processes of what each has to say; what one has not counts as 0."""
+        everyone: list[dict[str, float]] = gather_object([logs])
+        names = dict.fromkeys(name for one in everyone for name in one)
+        return {name: sum(one.get(name, 0.0) for one in everyone) / len(everyone) for name in names}
 
     def _fraction(self, stage: StageConfig, position: Position) -> float:
         """Return how much of the stage is done, 1 at its end."""
@@ -127,6 +157,8 @@ class Loop:
 
     def _measure(self, trainer: Trainer, position: Position) -> None:
         """Sample and score the canary with the weights that would be exported; it costs the budget nothing."""
+        if not self.accelerator.is_main_process:
+            return
         passes = self.backbone.passes
         with trainer.roles.student.averaged():
             values = self._canary.measure(trainer)
@@ -144,7 +176,6 @@ class Loop:
                 file.write(json.dumps(line | {"volatile": {"time": round(time.time(), 2)}}) + "\n")
 
     def _checkpoint(self, trainer: Trainer, position: Position) -> None:
-        own = gather_object([trainer.roles.draws.state_dict()["own"]])
         if self.accelerator.is_main_process:
             state = {
                 "position": asdict(position),
@@ -152,7 +183,6 @@ class Loop:
                 "prompts": self._stream.position,
                 "log_lines": self._log_lines,
                 "curves": self._curves,
-                "own_draws": own,  # one generator per process
                 "trainer": trainer.state_dict(),
             }
             save_state(self.folder, state)
@@ -167,7 +197,6 @@ class Loop:
         if state:
             self._log_lines = state["log_lines"]
             trainer.load_state_dict(state["trainer"])
-            trainer.roles.draws.own.set_state(state["own_draws"][self.accelerator.process_index])
             self.backbone.passes, self._stream.position = state["passes"], state["prompts"]
             self._curves = state["curves"]
 
@@ -184,9 +213,10 @@ class Loop:
                 network_passes=self.backbone.passes,
                 curves=self._curves,
             )
-            with trainer.roles.student.averaged():
-                self.backbone.export(folder, self.run.export.weights, self.run.export.dtype)
-            write_protocol(trainer.protocol(), folder)
-            write_text(folder / "training.json", record.model_dump_json(indent=2) + "\n")
+            with replaced_folder(folder) as new:
+                with trainer.roles.student.averaged():
+                    self.backbone.export(new, self.run.export.weights, self.run.export.dtype)
+                write_protocol(trainer.protocol(), new)
+                write_text(new / "training.json", record.model_dump_json(indent=2) + "\n")
         self.accelerator.wait_for_everyone()
         return folder

@@ -11,6 +11,7 @@ from torch import Tensor
 from benchmarks.config import UserError, config
 from metrics.base import Prompt
 from trainers import subgrpo
+from trainers.draws import RowDraws
 from trainers.rewards import RewardBank
 from trainers.rollout import Step
 
@@ -67,13 +68,14 @@ def check_reinforce(c: ReinforceConfig, eta: float, stochastic: int, rewards: Re
 
 @dataclass(frozen=True)
 class Epoch:
-    """What stage II's loss needs of B images: their trained steps, raw rewards, advantages and subsets S."""
+    """What stage II's loss needs of B images: their trained steps, raw rewards, advantages, subsets S and noise."""
 
     members: list[Prompt]
     steps: dict[int, Step]
     scores: dict[str, Tensor]
     advantage_B: Tensor
     subset_BK: Tensor
+    draws: RowDraws
 
     def rows(self, rows: Tensor) -> "Epoch":
         """Return the epoch of some images only; `rows` is an index tensor."""
@@ -85,4 +87,5 @@ class Epoch:
             {name: score[rows] for name, score in self.scores.items()},
             self.advantage_B[rows],
             self.subset_BK[rows],
+            self.draws.select(rows),
         )

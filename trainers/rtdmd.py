@@ -30,6 +30,7 @@ from trainers import ac_dmd, subgrpo
 from trainers.ac_dmd import AcDmdConfig
 from trainers.backbones.base import Backbone
 from trainers.base import Logs, Networks, Roles, RolesTrainer, SamplerConfig, World, register
+from trainers.draws import Noise
 from trainers.groups import group_noise, repeat_members
 from trainers.learner import EmaConfig, OptimiserConfig
 from trainers.reinforce import Epoch, ReinforceConfig, check_reinforce
@@ -72,7 +73,7 @@ class Rtdmd(RolesTrainer):
     Config = RtdmdConfig
 
     def __init__(self, config: RtdmdConfig, backbone: Backbone, rewards: RewardBank, world: World) -> None:
-        self.config, self.backbone, self.rewards = config, backbone, rewards
+        self.config, self.backbone, self.rewards, self.world = config, backbone, rewards, world
         self.roles = Roles(backbone, config.student, config.fake_score, config.ema, world)
         self._protocol = config.sampler.protocol(backbone.protocol())
         self._levels = sigma_grid(self._protocol)
@@ -102,7 +103,7 @@ class Rtdmd(RolesTrainer):
         if due:
             if not c.cold_start.share_rollout:
                 x_s, s = self._random_step(networks, len(prompts), grad=True)
-            loss = self._student_loss(networks, x_s, s)
+            loss = self._student_loss(networks, x_s, s, self.roles.draws)
             loss.backward()
             logs |= {"dmd_loss": loss.item(), "student_norm": self.roles.student.update()}
         return logs
@@ -123,18 +124,19 @@ class Rtdmd(RolesTrainer):
         if c.dm_steps != "none":
             logs |= self._update_fake_score(networks, *self._anchor(steps[k_dm]))
         # 4. Advantages within the groups; images of groups without contrast are dropped
-        advantage_B = self._advantages(scores)
-        epoch = Epoch(members, steps, scores, advantage_B, subset_PK.repeat_interleave(c.group_size, dim=0))
-        kept = torch.arange(len(members)) if c.zero_advantage == "keep" else advantage_B.nonzero().flatten().cpu()
-        # 5. L = SubGRPO on S + AC-DMD on step k + direct reward gradient through step K
+        advantage_B, kept_B, share = self._advantages(scores)
+        subset_BK = subset_PK.repeat_interleave(c.group_size, dim=0)
+        draws = self.roles.draws.by_row(len(members), "student", iteration)
+        epoch, kept = Epoch(members, steps, scores, advantage_B, subset_BK, draws), kept_B.nonzero().flatten().cpu()
+        # 5. L = SubGRPO on S + AC-DMD on step k + direct reward gradient through step K, mean over all kept images
         for rows in kept.split(c.microbatch or len(members)) if len(kept) else ():
             losses = self._losses(self._with_graph(epoch.rows(rows)), k_dm)
-            share = len(rows) / len(kept)
-            (share * torch.stack(list(losses.values())).sum()).backward()
-            logs |= {name: logs.get(name, 0.0) + share * loss.item() for name, loss in losses.items()}
-        if len(kept):
+            weight = len(rows) / len(members) / share
+            (weight * torch.stack(list(losses.values())).sum()).backward()
+            logs |= {name: logs.get(name, 0.0) + weight * loss.item() for name, loss in losses.items()}
+        if share:
             logs["student_norm"] = self.roles.student.update()
-        return logs | {"kept": len(kept) / len(members)}
+        return logs | {"kept": share}
 
     def _losses(self, epoch: Epoch, k_dm: int) -> dict[str, Tensor]:
         """Return the weighted terms of stage II's loss."""
@@ -146,7 +148,9 @@ class Rtdmd(RolesTrainer):
             losses["rl_loss"] = c.rl_weight * loss
         if c.dm_steps != "none":
             networks = self.roles.networks(epoch.members, self.config.guidance_scale)
-            losses["dmd_loss"] = c.dm_weight * self._student_loss(networks, *self._anchor(epoch.steps[k_dm]))
+            losses["dmd_loss"] = c.dm_weight * self._student_loss(
+                networks, *self._anchor(epoch.steps[k_dm]), epoch.draws
+            )
         if c.det_term:
             reward_B = self.rewards.total(epoch.scores, only=self.rewards.differentiable)
             losses["det_loss"] = c.det_weight * torch.relu(c.det_margin - reward_B).mean()
@@ -191,12 +195,18 @@ class Rtdmd(RolesTrainer):
         with torch.set_grad_enabled(self.config.reinforce.det_term and x0.requires_grad):
             return self.rewards.score(self.backbone.decode(x0), members)
 
-    def _advantages(self, scores: dict[str, Tensor]) -> Tensor:
-        c, detached = self.config.reinforce, {name: score.detach() for name, score in scores.items()}
+    def _advantages(self, scores: dict[str, Tensor]) -> tuple[Tensor, Tensor, float]:
+        """Return A [B], which images are kept [B], and the share that is kept of the images of all processes."""
+        c, world = self.config.reinforce, self.world
+        count = c.groups * c.group_size
         if c.rl == "none":
-            return torch.ones(c.groups * c.group_size)
-        advantage_B = subgrpo.advantages(detached, self.rewards.weights, c.group_size, c.advantage)
-        return advantage_B.clamp(-c.advantage_limit, c.advantage_limit)
+            return torch.ones(count), torch.ones(count, dtype=torch.bool), 1.0
+        gathered = {name: world.gather(score.detach()) for name, score in scores.items()}
+        advantage = subgrpo.advantages(gathered, self.rewards.weights, c.group_size, c.advantage)
+        advantage = advantage.clamp(-c.advantage_limit, c.advantage_limit)
+        kept = advantage != 0 if c.zero_advantage == "drop" else torch.ones_like(advantage, dtype=torch.bool)
+        own = slice(world.rank * count, (world.rank + 1) * count)
+        return advantage[own], kept[own], int(kept.sum()) / len(kept)
 
     def _random_step(self, networks: Networks, count: int, grad: bool) -> tuple[Tensor, float]:
         """Return (x_s, s) of a step k ~ U{1..K}, reached by the student itself."""
@@ -214,6 +224,6 @@ class Rtdmd(RolesTrainer):
         loss.backward()
         return {"fake_score_loss": loss.item(), "fake_score_norm": self.roles.fake_score.update()}
 
-    def _student_loss(self, networks: Networks, x_s: Tensor, s: float) -> Tensor:
-        c, draws = self.config, self.roles.draws
+    def _student_loss(self, networks: Networks, x_s: Tensor, s: float, draws: Noise) -> Tensor:
+        c = self.config
         return ac_dmd.student_loss(x_s, s, networks.teacher, networks.fake_score, c.sampler.cps_eta, c.ac_dmd, draws)

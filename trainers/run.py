@@ -2,18 +2,22 @@
 
     python -m trainers.run rtdmd --config trainers/configs/rtdmd-micro.toml [--set trainer.sampler.eta=0.8]
 
-The same command again continues where the last one stopped. Exit codes: 0 done, 2 a mistake to mend, 1 ours.
+The same command again continues where the last one stopped. On several accelerators, torchrun --nproc_per_node 8 -m
+trainers.run … trains on 8 times the batch. Exit codes: 0 done, 2 a mistake to mend, 1 ours.
 """
 
+import os
 import sys
+from contextlib import nullcontext
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated
 
 import tyro
 
+from benchmarks.cli import parse
 from benchmarks.config import UserError, read_toml
-from leaderboards.schema import ResultError
+from benchmarks.screen import guarded
 from metrics.base import import_plugins
 
 if TYPE_CHECKING:
@@ -28,18 +32,19 @@ class Arguments:
     config: Path | None = None  # TOML file of the run
     set: Annotated[tuple[str, ...], tyro.conf.UseAppendAction] = ()  # dotted.key=value on top of the file
     out: Path | None = None  # folder of the run; default runs/<name>
-    resume: bool = True  # continue what the folder holds; --no-resume starts over
-    benchmark: bool = True  # put the student through the config's suite at the end
+    board: Path | None = None  # folder of results to publish to; default leaderboards/results
+    resume: bool = True  # start over instead of continuing what the folder holds
+    benchmark: bool = True  # leave out the config's suite at the end
     list: bool = False  # show trainers and backbones
     plugin: Annotated[tuple[str, ...], tyro.conf.UseAppendAction] = ()  # Python modules that register more of them
 
 
-def main(arguments: Arguments) -> None:
-    """Run one training. Raises UserError for everything that the caller can mend."""
+def main(arguments: Arguments) -> int:
+    """Run one training; return its exit code. Raises UserError for everything that the caller can mend."""
     import_plugins(arguments.plugin)
     if arguments.list:
         show_registries()
-        return
+        return 0
     if not arguments.method or arguments.config is None:
         raise UserError("name a trainer and its config: python -m trainers.run rtdmd --config FILE, or --list")
     from trainers.base import find
@@ -50,7 +55,9 @@ def main(arguments: Arguments) -> None:
     folder = arguments.out or Path("runs") / run.name
     if not arguments.benchmark:
         run = replace(run, benchmark="")
-    train(arguments.method, run, folder, resume=arguments.resume, where=str(arguments.config))
+    where = str(arguments.config)
+    train(arguments.method, run, folder, resume=arguments.resume, where=where, board=arguments.board)
+    return 0
 
 
 def train(
@@ -64,14 +71,21 @@ def train(
 ) -> Path:
     """Train, export and benchmark one student in a folder; return the student's own folder.
 
-    Raises UserError as the parts do; `where` opens the errors in settings."""
+    Raises UserError as the parts do, and where another start is at work in the folder; `where` opens the errors in
+    settings. Processes that train together share the benchmark too: each draws the blocks it gets hold of."""
+    from trainers.checkpoint import held
     from trainers.loop import Loop
 
-    loop = Loop(method, run, folder, resume, where)
-    student = loop.train()
-    if run.benchmark and loop.accelerator.is_main_process:
-        publish(student, run.benchmark, run.name, board)
+    with held(folder) if is_main_process() else nullcontext():
+        student = Loop(method, run, folder, resume, where).train()
+        if run.benchmark:
+            publish(student, run.benchmark, run.name, board)
     return student
+
+
+def is_main_process() -> bool:
+    """Return whether this process is the first of those that a launcher (torchrun, accelerate) started together."""
+    return int(os.environ.get("RANK", "0")) == 0
 
 
 def publish(student: Path, suite: str, name: str, board: Path | None) -> None:
@@ -82,7 +96,10 @@ def publish(student: Path, suite: str, name: str, board: Path | None) -> None:
 
     results = board or RESULTS
     out = student.parent / f"benchmark-{Path(suite).stem}"
-    show_result(evaluate(student, suite, name=name, out=out, board=results), out)
+    result = evaluate(student, suite, name=name, out=out, board=results if is_main_process() else None)
+    if not is_main_process():
+        return
+    show_result(result, out)
     _, written = build(results, SITE if results == RESULTS else results.parent / "site")
     print("leaderboard: " + ", ".join(str(path) for path in written))
 
@@ -99,8 +116,4 @@ def show_registries() -> None:
 
 
 if __name__ == "__main__":
-    try:
-        main(tyro.cli(Arguments, prog="python -m trainers.run"))
-    except (UserError, ResultError) as error:
-        print(f"error: {error}", file=sys.stderr)
-        sys.exit(2)
+    sys.exit(guarded(lambda: main(parse(Arguments, prog="python -m trainers.run", description=__doc__))))

@@ -17,9 +17,11 @@ from typing import Annotated, Any
 
 import tyro
 
+from benchmarks.cli import parse
 from benchmarks.config import UserError, as_table, build, config, nearest, parse_toml, read_toml
-from leaderboards.schema import ResultError
+from benchmarks.screen import guarded
 from trainers.config import RunConfig, merge
+from trainers.run import is_main_process
 
 CONFIGS = Path(__file__).parent / "configs"
 
@@ -64,8 +66,8 @@ class Arguments:
     list: bool = False  # show the rows and what is done
 
 
-def main(arguments: Arguments) -> None:
-    """Run what a study still lacks. Raises UserError for everything that the caller can mend."""
+def main(arguments: Arguments) -> int:
+    """Run what a study still lacks; return the exit code. Raises UserError for what the caller can mend."""
     named = CONFIGS / f"study-{arguments.study}.toml"
     path = named if named.is_file() else Path(arguments.study)
     if not path.is_file():
@@ -82,7 +84,9 @@ def main(arguments: Arguments) -> None:
             elif not _done(folder).exists():
                 print(f"{folder.name} …", file=sys.stderr, flush=True)
                 run_row(study, path, row, seed, folder, arguments.board)
-                _done(folder).touch()
+                if is_main_process():
+                    _done(folder).touch()
+    return 0
 
 
 def run_row(study: StudyConfig, path: Path, row: RowConfig, seed: int, folder: Path, board: Path | None) -> None:
@@ -90,6 +94,7 @@ def run_row(study: StudyConfig, path: Path, row: RowConfig, seed: int, folder: P
     from benchmarks import evaluate
     from benchmarks.plan import Overrides
     from leaderboards.build import RESULTS
+    from trainers.checkpoint import held
     from trainers.run import train
 
     if row.model:
@@ -98,7 +103,9 @@ def run_row(study: StudyConfig, path: Path, row: RowConfig, seed: int, folder: P
         evaluate(row.model, study.suite, name=row.name, out=place, board=board or RESULTS, overrides=overrides)
         return
     run = row_settings(study, path, row, seed)
-    donate_stage(study.method, run, folder)
+    if is_main_process():
+        with held(folder):
+            donate_stage(study.method, run, folder)
     train(study.method, run, folder, where=f"{path}: {row.name}", board=board)
 
 
@@ -149,8 +156,4 @@ def _done(folder: Path) -> Path:
 
 
 if __name__ == "__main__":
-    try:
-        main(tyro.cli(Arguments, prog="python -m trainers.study"))
-    except (UserError, ResultError) as error:
-        print(f"error: {error}", file=sys.stderr)
-        sys.exit(2)
+    sys.exit(guarded(lambda: main(parse(Arguments, prog="python -m trainers.study", description=__doc__))))

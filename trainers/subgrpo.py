@@ -26,7 +26,7 @@ EPSILON = 1e-4  # added to standard deviations, as Flow-GRPO does
 def choose_steps(prompts: int, stochastic: int, size: int, per: Literal["epoch", "prompt"], draws: Draws) -> Tensor:
     """Return a mask [P, K-1] of S: `size` of the stochastic steps, one subset for all prompts or one for each."""
     if per == "epoch":
-        return draws.subsets(1, stochastic, size).expand(prompts, -1)
+        return draws.subset(stochastic, size).expand(prompts, -1)
     return draws.subsets(prompts, stochastic, size)
 
 

@@ -13,7 +13,7 @@ INDEPENDENT = torch.tensor([[True, True, False, False], [True, False, True, Fals
 def make(
     seed: int = 0, epoch: int = 0, texts: tuple[str, str] = ("a", "b"), rank: int = 0
 ) -> Callable[[int], Tensor]:
-    return group_noise(texts, 3, (2, 2), INDEPENDENT, Draws(seed, rank), epoch, CPU)
+    return group_noise(texts, 3, (2, 2), INDEPENDENT, Draws(seed, rank, 2), epoch, CPU)
 
 
 def test_members_share_noise_exactly_where_the_step_is_not_trained() -> None:

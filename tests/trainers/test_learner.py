@@ -62,10 +62,34 @@ def test_rate_warms_up_linearly() -> None:
 
 
 def test_gradients_are_reduced_over_processes_before_the_step() -> None:
-    parameter = nn.Parameter(torch.zeros(1))
-    one = Learner([parameter], OptimiserConfig(max_grad_norm=0.0), reduce=lambda gradient: gradient * 0)
-    parameter.grad = torch.ones(1)
-    assert one.update() == 0 and parameter == 0
+    first, second, untouched = (nn.Parameter(torch.zeros(2)) for _ in range(3))
+
+    def mean_with_a_process_that_has_none(x: torch.Tensor) -> torch.Tensor:
+        missing_there = x.numel() == 3  # the first question: which gradients are missing; there, all are
+        return (x + 1) / 2 if missing_there else x / 2
+
+    settings = OptimiserConfig(max_grad_norm=0.0, weight_decay=0.1)
+    one = Learner([first, second, untouched], settings, reduce=mean_with_a_process_that_has_none)
+    first.grad, second.grad = torch.tensor([4.0, 0.0]), torch.tensor([0.0, 3.0])
+    untouched.data.fill_(1.0)
+    assert one.update() == pytest.approx(2.5)  # of (2, 0) and (0, 1.5)
+    assert (first != 0).tolist() == [True, False] and (second != 0).tolist() == [False, True]
+    assert untouched.tolist() == [1.0, 1.0]  # no process has a gradient: not even its decay is due
+
+
+def test_gradients_travel_in_buckets_that_lose_nothing(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("trainers.learner.BUCKET", 4)
+    parameters, sent = [nn.Parameter(torch.zeros(n)) for n in (2, 2, 3, 9, 1)], []
+
+    def reduce(x: torch.Tensor) -> torch.Tensor:
+        sent.append(x.numel())
+        return x.clone()
+
+    one = Learner(parameters, OptimiserConfig(max_grad_norm=0.0), reduce=reduce)
+    for number, parameter in enumerate(parameters, 1):
+        parameter.grad = torch.full_like(parameter, number)
+    assert one.update() == pytest.approx((2 * 1 + 2 * 4 + 3 * 9 + 9 * 16 + 25) ** 0.5)
+    assert sent == [5, 4, 3, 9, 1]
 
 
 def test_resuming_continues_bit_for_bit() -> None:

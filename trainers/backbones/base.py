@@ -16,7 +16,7 @@ from torch import Tensor, nn
 from benchmarks.config import config
 from benchmarks.protocol import Protocol as SamplingProtocol
 from benchmarks.samplers import Level
-from metrics.base import UserError, import_entry_points, nearest
+from metrics.base import Registry
 
 Role = Literal["teacher", "student", "fake_score"]
 
@@ -88,32 +88,20 @@ class Backbone(Protocol):
 
 
 B = TypeVar("B", bound=Callable[..., Backbone])
-_BACKBONES: dict[str, Callable[[BackboneConfig, torch.device], Backbone]] = {}
+Loader = Callable[[BackboneConfig, torch.device], Backbone]
+_BACKBONES: Registry[Loader] = Registry("backbone", "trainers.backbones", "fewstep_bench.backbones")
 
 
 def register(kind: str) -> Callable[[B], B]:
     """Class decorator: make a backbone known by the kind a config names. Raises UserError where it is taken."""
-
-    def add(backbone: B) -> B:
-        if kind in _BACKBONES:
-            raise UserError(f"backbone kind {kind!r} is taken twice: rename one of the two")
-        _BACKBONES[kind] = backbone
-        return backbone
-
-    return add
+    return _BACKBONES.register(kind)
 
 
-def available() -> dict[str, Callable[[BackboneConfig, torch.device], Backbone]]:
+def available() -> dict[str, Loader]:
     """Return every registered backbone by kind: built-in, entry points (fewstep_bench.backbones) and plugins."""
-    import trainers.backbones.sd3  # noqa: F401  (registers itself; here, because it brings diffusers along)
-
-    import_entry_points("fewstep_bench.backbones")
-    return dict(sorted(_BACKBONES.items()))
+    return _BACKBONES.available()
 
 
 def load(settings: BackboneConfig, device: torch.device) -> Backbone:
     """Load a model. Raises UserError for an unknown kind or a folder that is not such a model."""
-    known = available()
-    if settings.kind not in known:
-        raise UserError(f"unknown backbone {settings.kind!r}; {nearest(settings.kind, known)}")
-    return known[settings.kind](settings, device)
+    return _BACKBONES.find(settings.kind)(settings, device)

@@ -1,12 +1,8 @@
-"""Reading a base model's folder and writing a student's: what stock diffusers loads, without code to run.
-
-A folder is written under a temporary name and renamed, so that a half-written one never bears the right name.
-"""
+"""Reading a base model's folder and writing a student's: what stock diffusers loads, without code to run."""
 
 import json
 import shutil
-from collections.abc import Iterator, Mapping
-from contextlib import contextmanager
+from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
@@ -42,36 +38,17 @@ def save_merged(
     with torch.device("meta"):
         network = network_class.from_config(config)
     network.load_state_dict({name: tensor.to(DTYPES[dtype]) for name, tensor in state.items()}, assign=True)
-    with replaced_folder(folder) as new:
-        shutil.copytree(base, new, dirs_exist_ok=True, ignore=_only_pipeline_files(base))
-        network.save_pretrained(new / "transformer")
+    shutil.copytree(base, folder, dirs_exist_ok=True, ignore=_only_pipeline_files(base))
+    network.save_pretrained(folder / "transformer")
 
 
 def save_lora(base: Path, folder: Path, adapters: AdapterRoles, pipeline_class: Any) -> None:
     """Write the student's adapter as `pipeline.load_lora_weights(folder)` reads it, with its base named."""
-    with replaced_folder(folder) as new:
-        table = {k: v for k, v in adapters.config.to_dict().items() if v is not None}
-        pipeline_class.save_lora_weights(
-            new,
-            transformer_lora_layers=adapters.adapter_state("student"),
-            transformer_lora_adapter_metadata=table,
-        )
-        shown = table | {"base_model_name_or_path": str(base), "target_modules": sorted(table["target_modules"])}
-        (new / "adapter_config.json").write_text(json.dumps(shown, indent=2, sort_keys=True, default=str) + "\n")
-
-
-@contextmanager
-def replaced_folder(folder: Path) -> Iterator[Path]:
-    """Give a new empty folder that takes the place of `folder` when all went well."""
-    new, old = folder.with_name(folder.name + ".tmp"), folder.with_name(folder.name + ".old")
-    for leftover in (new, old):
-        shutil.rmtree(leftover, ignore_errors=True)
-    new.mkdir(parents=True)
-    yield new
-    if folder.exists():
-        folder.replace(old)
-    new.replace(folder)
-    shutil.rmtree(old, ignore_errors=True)
+    table = {k: v for k, v in adapters.config.to_dict().items() if v is not None}
+    layers = adapters.adapter_state("student")
+    pipeline_class.save_lora_weights(folder, transformer_lora_layers=layers, transformer_lora_adapter_metadata=table)
+    shown = table | {"base_model_name_or_path": str(base), "target_modules": sorted(table["target_modules"])}
+    (folder / "adapter_config.json").write_text(json.dumps(shown, indent=2, sort_keys=True, default=str) + "\n")
 
 
 def _only_pipeline_files(base: Path) -> Any:

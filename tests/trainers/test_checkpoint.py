@@ -1,0 +1,96 @@
+import os
+import signal
+from pathlib import Path
+
+import pytest
+import torch
+
+from benchmarks.config import UserError
+from trainers.checkpoint import (
+    LOG,
+    SETTINGS,
+    STATE,
+    claim_folder,
+    forget_run,
+    held,
+    keep_state,
+    replaced_folder,
+    save_state,
+    stage_state,
+)
+
+
+def make_run(folder: Path) -> None:
+    claim_folder(folder, {"seed": 0})
+    save_state(folder, {"step": torch.zeros(3)})
+    keep_state(folder, "cold_start")
+    (folder / LOG).write_text("{}\n")
+    (folder / "benchmark-micro").mkdir()
+    (folder / "benchmark-micro" / "run.json").write_text("{}")
+
+
+def test_a_second_start_in_one_folder_is_refused_until_the_first_ends(tmp_path: Path) -> None:
+    with held(tmp_path / "run"):
+        with pytest.raises(UserError, match="run: another process is training here; wait for it, or use another"):
+            held(tmp_path / "run").__enter__()
+        with held(tmp_path / "other"):
+            pass
+    with held(tmp_path / "run"):
+        pass
+
+
+def test_a_killed_start_frees_the_folder(tmp_path: Path) -> None:
+    reading, writing = os.pipe()
+    child = os.fork()
+    if not child:
+        with held(tmp_path / "run"):
+            os.write(writing, b"held")
+            signal.pause()
+    assert os.read(reading, 4) == b"held"
+    with pytest.raises(UserError, match="another process"):
+        held(tmp_path / "run").__enter__()
+    os.kill(child, signal.SIGKILL)
+    os.waitpid(child, 0)
+    with held(tmp_path / "run"):
+        pass
+
+
+def test_starting_over_leaves_nothing_of_the_former_run(tmp_path: Path) -> None:
+    make_run(tmp_path)
+    forget_run(tmp_path)
+    assert list(tmp_path.iterdir()) == []
+
+
+def test_a_kill_while_starting_over_never_leaves_a_checkpoint_without_its_settings(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    make_run(tmp_path)
+    unlink, present = Path.unlink, []
+
+    def watched(path: Path, missing_ok: bool = False) -> None:
+        unlink(path, missing_ok)
+        present.append({name for name in (STATE, SETTINGS) if (tmp_path / name).exists()})
+
+    monkeypatch.setattr(Path, "unlink", watched)
+    forget_run(tmp_path)
+    assert {STATE} not in present and present[-1] == set()
+
+
+def test_the_end_of_a_stage_is_kept_once(tmp_path: Path) -> None:
+    make_run(tmp_path)
+    save_state(tmp_path, {"step": torch.ones(3)})
+    keep_state(tmp_path, "cold_start")
+    assert not torch.load(stage_state(tmp_path, "cold_start"))["step"].any()
+
+
+def test_a_folder_is_replaced_whole_or_not_at_all(tmp_path: Path) -> None:
+    (tmp_path / "student").mkdir()
+    (tmp_path / "student" / "old").touch()
+    with pytest.raises(RuntimeError), replaced_folder(tmp_path / "student") as new:
+        (new / "half").touch()
+        raise RuntimeError
+    assert [path.name for path in (tmp_path / "student").iterdir()] == ["old"]
+    with replaced_folder(tmp_path / "student") as new:
+        assert list(new.iterdir()) == []  # nothing of what the failed one left
+        (new / "whole").touch()
+    assert [path.name for path in tmp_path.rglob("*") if path.is_file()] == ["whole"]
