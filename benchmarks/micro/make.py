@@ -5,6 +5,8 @@ README.md beside this file tells steps, time and what came out.
 """
 
 import json
+from abc import ABC, abstractmethod
+from collections.abc import Sequence
 from dataclasses import asdict, dataclass, field
 from functools import partial
 from pathlib import Path
@@ -27,6 +29,7 @@ from benchmarks.micro.image_text import ImageTextConfig, Name, train_image_text
 from benchmarks.micro.judge import accuracies, judge_all
 from benchmarks.micro.pictures import PicturesConfig, labelled_pictures
 from benchmarks.micro.pipeline import PROTOCOL, assemble, draw, export, load
+from benchmarks.micro.renders import WEAK_WEIGHTS
 from benchmarks.micro.teacher import Networks, TeacherConfig, train_teacher
 from benchmarks.micro.training import Log
 from benchmarks.protocol import write_protocol
@@ -39,20 +42,25 @@ HERE = Path(__file__).parent
 ROOT = HERE.parents[1]
 PIPELINE = HERE / "pipeline"
 SCORERS = ROOT / "metrics" / "micro"
-SNAPSHOTS = (4000,)  # an early teacher, whose mistakes the image-text models learn from
+SNAPSHOTS = (
+    4000,
+    12_000,
+    24_000,
+)  # of the first training: early teachers, whose mistakes the image-text models learn from
+REFINE = TeacherConfig(steps=8000, tag_weights=WEAK_WEIGHTS, muon_lr=2e-3, adamw_lr=1e-3, kinds_weight=0.0, seed=2)
 MARK = "<!-- written by `make check`; do not edit below -->"
 
 
 @dataclass(frozen=True, kw_only=True)
-class Stage:
+class Stage(ABC):
     """What every stage takes."""
 
     work: Path = ROOT / "runs" / "micro-make"
     """checkpoints, logs and cached pictures; may be deleted when all is made"""
 
+    @abstractmethod
     def run(self) -> None:
         """Do the stage's work."""
-        raise NotImplementedError
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -75,21 +83,23 @@ class Autoencoder(Stage):
 
 @dataclass(frozen=True, kw_only=True)
 class Teacher(Stage):
-    """Train transformer and text encoders on latents, and export the pipeline."""
+    """Train transformer and text encoders on latents; `refine` and `encoders` start from snapshots of them."""
 
     config: TeacherConfig = field(default_factory=TeacherConfig)
-    start: Annotated[Path | None, tyro.conf.arg(name="from")] = None
-    """a pipeline folder whose weights a new run starts from, such as the shipped one"""
     watch_every: int = 2000
     """steps between two looks at the dev prompts"""
 
     def run(self) -> None:
+        self.train(self.work, None, SNAPSHOTS)
+
+    def train(self, work: Path, start: Path | None, snapshots: Sequence[int]) -> None:
+        """Train in a folder, from a pipeline's weights where `start` is given; export the pipeline."""
         vae = load_autoencoder(self.work)
         records = prompt_sets()["dev"]
 
         def watch(step: int, average: Networks, log: Log) -> None:
-            if step in SNAPSHOTS:
-                export(average, vae, self.work / "snapshots" / str(step))
+            if step in snapshots:
+                export(average, vae, work / "snapshots" / str(step))
             if step % self.watch_every and step != self.config.steps:
                 return
             for steps, guidance in ((28, PROTOCOL.guidance_scale), (4, 1.0)):
@@ -99,10 +109,19 @@ class Teacher(Stage):
                     f"dev, {steps} steps, guidance {guidance}: " + " ".join(f"{k} {v:.3f}" for k, v in shares.items())
                 )
 
-        start = load(self.start) if self.start else None
-        networks = train_teacher(self.config, vae, self.work, watch, start)
+        networks = train_teacher(self.config, vae, work, watch, load(start) if start else None)
         export(networks, vae, PIPELINE)
         write_protocol(PROTOCOL, PIPELINE)
+
+
+@dataclass(frozen=True, kw_only=True)
+class Refine(Teacher):
+    """Train the teacher on, at a lower rate and mostly on its weak categories, and export the pipeline."""
+
+    config: TeacherConfig = field(default_factory=lambda: REFINE)
+
+    def run(self) -> None:
+        self.train(self.work / "refine", self.work / "snapshots" / str(SNAPSHOTS[-1]), snapshots=())
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -117,7 +136,7 @@ class Encoders(Stage):
 
     def run(self) -> None:
         vae = load_autoencoder(self.work)
-        checkpoints = [self.work / "snapshots" / str(step) for step in SNAPSHOTS] + [PIPELINE]
+        checkpoints = [self.work / "snapshots" / str(step) for step in SNAPSHOTS]
         for config in (getattr(self, name) for name in self.models):
             data = labelled_pictures(self.pictures, config, checkpoints, vae, self.work)
             train_image_text(config, data, self.work).save(SCORERS / config.name)
@@ -146,6 +165,7 @@ class Check(Stage):
         recipes = {
             "autoencoder": asdict(AutoencoderConfig()),
             "teacher": asdict(TeacherConfig()),
+            "refine": asdict(REFINE),
             "clip": asdict(ImageTextConfig(name="clip")),
             "clip_heldout": asdict(ImageTextConfig(name="clip_heldout")),
         }
@@ -172,7 +192,7 @@ class All(Stage):
     """Every stage in order."""
 
     def run(self) -> None:
-        for stage in (Prompts, Autoencoder, Teacher, Encoders, Aesthetic, Check):
+        for stage in (Prompts, Autoencoder, Teacher, Refine, Encoders, Aesthetic, Check):
             stage(work=self.work).run()
 
 
@@ -189,6 +209,7 @@ Command = (
     Annotated[Prompts, tyro.conf.subcommand("prompts")]
     | Annotated[Autoencoder, tyro.conf.subcommand("autoencoder")]
     | Annotated[Teacher, tyro.conf.subcommand("teacher")]
+    | Annotated[Refine, tyro.conf.subcommand("refine")]
     | Annotated[Encoders, tyro.conf.subcommand("encoders")]
     | Annotated[Aesthetic, tyro.conf.subcommand("aesthetic")]
     | Annotated[Check, tyro.conf.subcommand("check")]

@@ -15,7 +15,7 @@ from benchmarks.micro.autoencoder import decode, encode
 from benchmarks.micro.captions import Captioner, LabelledPictures
 from benchmarks.micro.image_text import ImageTextConfig, phrasings
 from benchmarks.micro.pipeline import draw, load
-from benchmarks.micro.renders import draw_combinations, render_all
+from benchmarks.micro.renders import EVEN_WEIGHTS, draw_combinations, render_all
 from benchmarks.micro.training import Log
 from metrics.micro.prompts import seen_combinations
 
@@ -27,12 +27,12 @@ if TYPE_CHECKING:
 class PicturesConfig:
     """How many pictures of which kind. Half of the renders pass through the autoencoder, as the teacher's do."""
 
-    renders: int = 6000
+    renders: int = 16_000
     samplers: tuple[tuple[int, float, int], ...] = (  # steps, guidance, pictures of each checkpoint
-        (4, 1.0, 1000),
-        (4, 4.0, 500),
-        (8, 4.0, 400),
-        (20, 4.0, 200),
+        (4, 1.0, 2500),
+        (4, 4.0, 1500),
+        (8, 4.0, 1000),
+        (20, 4.0, 700),
     )
 
 
@@ -57,7 +57,7 @@ def labelled_pictures(
 def _renders(config: PicturesConfig, seed: int, vae: "AutoencoderKL") -> tuple[np.ndarray, np.ndarray]:
     """Return renders and the numbers of their combinations; every other one decoded from its latents."""
     number = {combination: index for index, combination in enumerate(seen_combinations())}
-    combinations = draw_combinations(config.renders, seed)
+    combinations = draw_combinations(config.renders, seed, EVEN_WEIGHTS)
     pictures, _ = render_all(combinations, seed)
     for first in range(0, config.renders, 256):
         half = slice(first, first + 256, 2)
@@ -76,7 +76,7 @@ def _drawn(
         pictures, numbers = [], []
         for offset, (steps, guidance, count) in enumerate(config.samplers):
             rng = np.random.default_rng((seed, offset))
-            chosen = [number[combination] for combination in draw_combinations(count, seed + offset)]
+            chosen = [number[combination] for combination in draw_combinations(count, seed + offset, EVEN_WEIGHTS)]
             prompts = [texts[index][rng.integers(len(texts[index]))] for index in chosen]
             pictures.append(draw(pipeline, prompts, seed + offset, steps, guidance))
             numbers += chosen

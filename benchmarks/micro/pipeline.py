@@ -77,7 +77,9 @@ def draw(
     batch_size: int = 128,
     bfloat16: bool = True,
 ) -> np.ndarray:
-    """Return one picture per prompt, uint8 [N, 64, 64, 3]. Noise depends on (seed, place in `prompts`) only."""
+    """Return one picture per prompt, uint8 [N, 64, 64, 3], on the even grid that students use (1, .75, .5, .25).
+
+    Noise depends on (seed, place in `prompts`) only."""
     pictures = []
     for first in range(0, len(prompts), batch_size):
         batch = list(prompts[first : first + batch_size])
@@ -85,7 +87,7 @@ def draw(
         with torch.autocast("cpu", dtype=torch.bfloat16, enabled=bfloat16):
             output: Any = pipeline(
                 batch,
-                num_inference_steps=steps,
+                sigmas=np.linspace(1, 0, steps + 1)[:-1],  # the stock grid of few steps ends in a nearly empty one
                 guidance_scale=guidance,
                 height=PROTOCOL.height,
                 width=PROTOCOL.width,

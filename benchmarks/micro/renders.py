@@ -1,7 +1,8 @@
 """Renders to train on: pictures of combinations that training may see, with a map of what stands where."""
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from concurrent.futures import ProcessPoolExecutor
+from types import MappingProxyType
 
 import numpy as np
 
@@ -9,7 +10,7 @@ from benchmarks.micro.training import numpy_rng
 from metrics.micro.prompts import Combination, seen_combinations
 from metrics.micro.world import COLOURS, SHAPES, SIZE, Scene, render, sample_scene
 
-# Counting, pairs, positions and attributes are the hardest to draw, so they are shown most.
+# Counting, pairs, positions and attributes are the hardest to draw, so they are shown most…
 TAG_WEIGHTS = {
     "single_object": 0.04,
     "two_object": 0.17,
@@ -18,15 +19,28 @@ TAG_WEIGHTS = {
     "position": 0.24,
     "color_attr": 0.25,
 }
+# … and once positions and attributes are learnt, what is still weak: nothing but the shapes themselves tells the two
+# objects of a pair apart, and a teacher that knows them one by one still draws the same shape twice.
+WEAK_WEIGHTS = {
+    "single_object": 0.03,
+    "two_object": 0.37,
+    "counting": 0.32,
+    "colors": 0.06,
+    "position": 0.09,
+    "color_attr": 0.13,
+}
+EVEN_WEIGHTS = dict.fromkeys(TAG_WEIGHTS, 1 / len(TAG_WEIGHTS))  # where every category counts alike
 CELL = 4  # pixels: one latent
 KINDS = 1 + len(SHAPES) * len(COLOURS)  # 0 = background
 
 
-def draw_combinations(number: int, seed: int) -> list[Combination]:
-    """Return combinations that training may see, drawn by `TAG_WEIGHTS`, uniform within a category."""
+def draw_combinations(
+    number: int, seed: int, weights: Mapping[str, float] = MappingProxyType(TAG_WEIGHTS)
+) -> list[Combination]:
+    """Return combinations that training may see: categories drawn by their weights, uniform within a category."""
     rng = numpy_rng(seed, 0)
-    by_tag = {tag: [c for c in seen_combinations() if c.tag == tag] for tag in TAG_WEIGHTS}
-    tags = rng.choice(list(TAG_WEIGHTS), number, p=list(TAG_WEIGHTS.values()))
+    by_tag = {tag: [c for c in seen_combinations() if c.tag == tag] for tag in weights}
+    tags = rng.choice(list(weights), number, p=list(weights.values()))
     return [by_tag[tag][rng.integers(len(by_tag[tag]))] for tag in tags]
 
 

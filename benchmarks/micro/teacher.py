@@ -12,8 +12,8 @@ Axes: B pictures, L tokens of text, C x H x W latents.
 """
 
 import tempfile
-from collections.abc import Callable, Iterable
-from dataclasses import dataclass
+from collections.abc import Callable, Iterable, Mapping
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -24,7 +24,7 @@ from torch import Tensor, distributed, nn
 from torch.nn.attention import SDPBackend, sdpa_kernel
 
 from benchmarks.micro.autoencoder import encode
-from benchmarks.micro.renders import KINDS, draw_combinations, render_all
+from benchmarks.micro.renders import KINDS, TAG_WEIGHTS, draw_combinations, render_all
 from benchmarks.micro.text import LENGTH, encode_text, new_text_encoder, new_tokenizer
 from benchmarks.micro.training import (
     Log,
@@ -45,9 +45,10 @@ if TYPE_CHECKING:
 class TeacherConfig:
     """How transformer and text encoders are trained."""
 
-    steps: int = 9000
+    steps: int = 24_000
     batch_size: int = 64
     renders: int = 100_000
+    tag_weights: Mapping[str, float] = field(default_factory=lambda: dict(TAG_WEIGHTS))  # of the renders
     muon_lr: float = 3e-3
     adamw_lr: float = 1.5e-3
     weight_decay: float = 0.01
@@ -127,7 +128,7 @@ class Data:
 
     def __init__(self, config: TeacherConfig, vae: "AutoencoderKL", work: Path) -> None:
         self.config = config
-        combinations = draw_combinations(config.renders, config.seed)
+        combinations = draw_combinations(config.renders, config.seed, config.tag_weights)
         self.latents, self.kinds = self._latents(combinations, vae, work / "renders.pt")
         texts = [record["prompt"] for record in training_prompts()] + [""]
         number = {text: index for index, text in enumerate(texts)}
