@@ -1,7 +1,7 @@
 """Which metric weights are the ones this project ships: only results measured with those enter a ranking.
 
-`benchmarks/micro/manifest.json` lists the sha256 of every file that `benchmarks.micro.make` wrote. A metric's weights
-count as shipped where the digest of each folder behind its features follows from that list.
+`metrics/weights.toml` lists published weights. `benchmarks/micro/manifest.json` lists the sha256 of every file that
+`benchmarks.micro.make` wrote: the weights of a folder count as shipped where the folder's digest follows from it.
 """
 
 import hashlib
@@ -10,23 +10,20 @@ from pathlib import Path
 from typing import Any
 
 from benchmarks.checkpoints import read_json
-from metrics.base import make
-from metrics.features import FeatureRunner
-from metrics.weights import READ
+from metrics.loaded import Scorer
+from metrics.weights import READ, ManifestWeights, Weights
 
 MANIFEST = Path(__file__).parent / "micro" / "manifest.json"
 
 
 def not_shipped(metrics: Iterable[str], manifest: Path = MANIFEST) -> list[str]:
-    """Return those metrics whose weights are not the shipped ones; never metrics that learned nothing."""
+    """Return those metrics whose weights are in neither list; never metrics that learned nothing."""
     known = _folder_digests(manifest)
-    found = []
-    for metric in metrics:
-        features = make(metric).features
-        runner = FeatureRunner(features)
-        if any((digest := runner.weights_digest(key)) and digest not in known for key in features):
-            found.append(metric)
-    return found
+
+    def is_known(weights: Weights) -> bool:
+        return not weights.synthetic() if isinstance(weights, ManifestWeights) else weights.digest() in known
+
+    return [metric for metric in metrics if not all(map(is_known, Scorer([metric]).weights(metric)))]
 
 
 def _folder_digests(manifest: Path) -> set[str]:

@@ -1,20 +1,25 @@
 """The plan of a run: which tasks a model can do, which image sets they share, which metrics can be measured.
 
 Tasks of equal prompts and protocol share one image set, with as many images per prompt as the most demanding of them
-asks for. What cannot be done keeps its place in the result, with the reason and what mends it.
+asks for. What cannot be done keeps its place in the result, with the reason and what mends it; weights that a task
+of this model lacks are collected, so that nobody draws for hours before hearing of them.
 """
 
 from collections.abc import Mapping
 from dataclasses import dataclass, field, replace
+from pathlib import Path
 
 from benchmarks.config import UserError, as_table, build
 from benchmarks.models import Model, Pipeline
-from benchmarks.prompts import read_prompts
+from benchmarks.prompts import PromptSet
 from benchmarks.protocol import Dtype, Protocol
+from benchmarks.sets import MissingPrompts, read_set
 from benchmarks.store import ImageSet
 from benchmarks.suites import Suite, TaskSpec
 from metrics.base import nearest
 from metrics.loaded import Scorer
+
+NOT_ASKED = "none of its metrics is among --metrics"
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -57,6 +62,7 @@ class PlannedTask:
     reduced: str = ""  # by which flags
     metrics: tuple[str, ...] = ()
     skipped: Mapping[str, str] = field(default_factory=dict)
+    missing: Mapping[str, str] = field(default_factory=dict)  # those of `skipped` that only lack weights
 
     @property
     def n_images(self) -> int:
@@ -81,73 +87,94 @@ class Plan:
         """The distinct image sets of the tasks that run."""
         return list({task.image_set.name: task.image_set for task in self.running}.values())
 
+    @property
+    def missing(self) -> dict[str, str]:
+        """The metrics that some task would measure if their weights were there, and what is wrong with those."""
+        return {metric: why for task in self.tasks for metric, why in task.missing.items()}
+
     def metrics_of(self, image_set: ImageSet) -> list[str]:
         """Return the metrics that some task measures on an image set."""
         tasks = (task for task in self.running if task.image_set.name == image_set.name)
         return sorted({metric for task in tasks for metric in task.metrics})
 
 
-def make_plan(suite: Suite, model: Model, overrides: Overrides) -> Plan:
-    """Return what is to be done. Raises UserError for unknown metrics and protocols that the model cannot follow."""
+def make_plan(suite: Suite, model: Model, overrides: Overrides, prompts: Path | None = None) -> Plan:
+    """Return what is to be done; `prompts` is the folder of prompt sets that are not shipped.
+
+    Raises UserError for unknown metrics and protocols that the model cannot follow."""
     asked = {metric for task in suite.tasks for metric in task.metrics}
     for metric in overrides.metrics:
         if metric not in asked:
             raise UserError(f"--metrics {metric}: suite {suite.name!r} has no such metric; {nearest(metric, asked)}")
     scorer = Scorer(sorted(asked))
-    tasks = [_plan_task(spec, model, overrides, scorer) for spec in suite.tasks]
+    tasks = [_plan_task(spec, model, overrides, scorer, prompts) for spec in suite.tasks]
     return Plan(suite.name, tuple(_share_image_sets(tasks)))
 
 
-def _plan_task(spec: TaskSpec, model: Model, overrides: Overrides, scorer: Scorer) -> PlannedTask:
-    all_prompts = read_prompts(spec.prompts)
+def _plan_task(
+    spec: TaskSpec, model: Model, overrides: Overrides, scorer: Scorer, folder: Path | None
+) -> PlannedTask:
+    all_prompts, no_prompts = _prompts(spec, folder)
     prompts = all_prompts.spread(overrides.limit)
     images = min(overrides.seeds or spec.images_per_prompt, spec.images_per_prompt)
-    metrics, skipped = [], {}
-    for metric in spec.metrics:
-        if overrides.metrics and metric not in overrides.metrics:
-            continue
-        if reason := _cannot_measure(metric, scorer, images):
-            skipped[metric] = reason
-        else:
-            metrics.append(metric)
+    metrics = [metric for metric in spec.metrics if not overrides.metrics or metric in overrides.metrics]
+    too_few = {metric: why for metric in metrics if (why := _too_few_images(metric, scorer, images))}
+    missing = {metric: why for metric in metrics if metric not in too_few and (why := scorer.missing(metric) or "")}
+    skipped = {**too_few, **missing}
     protocol = _protocol(spec, model, overrides)
-    task = PlannedTask(
+    reason = _wrong_model(spec, model, protocol) or no_prompts
+    if reason:
+        missing = {}  # of a task that cannot run anyway, nobody misses the weights
+    elif not metrics:
+        reason = NOT_ASKED
+    elif len(skipped) == len(metrics):
+        reason = "no metric can be measured: " + "; ".join(f"{metric}: {why}" for metric, why in skipped.items())
+    if protocol and not reason and isinstance(model, Pipeline):
+        model.check(protocol)
+    return PlannedTask(
         spec=spec,
         image_set=ImageSet(name=spec.name, prompts=prompts, images_per_prompt=images, protocol=protocol),
-        reason=_cannot_run(spec, model, protocol, skipped if not metrics else {}),
+        reason=reason,
         images_per_prompt=images,
         reduced=_reduced(spec, overrides, limited=prompts is not all_prompts, images=images),
-        metrics=tuple(metrics),
+        metrics=tuple(metric for metric in metrics if metric not in skipped),
         skipped=skipped,
+        missing=missing,
     )
-    if protocol and not task.reason and isinstance(model, Pipeline):
-        model.check(protocol)
-    return task
 
 
-def _cannot_measure(metric: str, scorer: Scorer, images_per_prompt: int) -> str:
+def _prompts(spec: TaskSpec, folder: Path | None) -> tuple[PromptSet, str]:
+    """Return a task's prompts, and why there are none."""
+    try:
+        return read_set(spec.prompts, folder), ""
+    except MissingPrompts as error:
+        return PromptSet(spec.prompts, ()), str(error)
+
+
+def _too_few_images(metric: str, scorer: Scorer, images_per_prompt: int) -> str:
     least = scorer.card(metric).min_images_per_prompt
-    if images_per_prompt < least:
-        return (
-            f"needs at least {least} images of each prompt, and there are {images_per_prompt}; pass --seeds {least}"
-        )
-    return scorer.missing(metric) or ""
+    if images_per_prompt >= least:
+        return ""
+    return f"needs at least {least} images of each prompt, and there are {images_per_prompt}; pass --seeds {least}"
 
 
-def _cannot_run(
-    spec: TaskSpec, model: Model, protocol: Protocol | None, all_metrics_missing: Mapping[str, str]
-) -> str:
-    """Return why a task is skipped: the wrong kind of model, or no metric that could be measured."""
+def _wrong_model(spec: TaskSpec, model: Model, protocol: Protocol | None) -> str:
+    """Return why a task is not for a model, by the size of what it draws."""
     if spec.picture_size:
-        width, height = (protocol.width, protocol.height) if protocol else _size_of_pictures(model)
+        width, height = _size_of_pictures(model, protocol)
         if f"{width}x{height}" != spec.picture_size:
             return f"for models that draw {spec.picture_size} pictures; this one draws {width}x{height}"
-    if all_metrics_missing:
-        return "no metric can be measured: " + "; ".join(f"{m}: {why}" for m, why in all_metrics_missing.items())
+    if spec.min_side:
+        width, height = _size_of_pictures(model, model.protocol)
+        if min(width, height) < spec.min_side:
+            return f"for models that draw at least {spec.min_side} pixels a side; this one draws {width}x{height}"
     return ""
 
 
-def _size_of_pictures(model: Model) -> tuple[int, int]:
+def _size_of_pictures(model: Model, protocol: Protocol | None) -> tuple[int, int]:
+    """Return width and height under a protocol, or of pictures made elsewhere."""
+    if protocol:
+        return protocol.width, protocol.height
     assert not isinstance(model, Pipeline)  # pipelines have a protocol
     return model.picture_size
 

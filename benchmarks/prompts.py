@@ -1,16 +1,18 @@
-"""Prompt sets: read from JSON Lines, checked line by line, and identified by a digest.
+"""Prompt sets: read from JSON Lines or plain text, checked line by line, and identified by a digest.
 
     {"id": "position-017", "prompt": "a circle left of a square", "tag": "position", "split": "unseen", ...}
 
 Only `prompt` is needed. `tag` or `category` groups prompts in results; an absent `id` is the line's number in five
-digits, as GenEval numbers its folders; whatever else the line holds is kept as metadata for the metrics. A prompt
-file is untrusted: ids become names of folders, so they are restricted to what every file system stores as it is.
+digits, as GenEval numbers its folders; whatever else the line holds is kept as metadata for the metrics. In plain
+text (.txt) a line is a prompt, and a line that stands again is the same prompt: lists for one image a line repeat
+their prompts, which here is the task's number of images per prompt. A prompt file is untrusted: ids become names of
+folders, so they are restricted to what every file system stores as it is.
 """
 
 import hashlib
 import json
 import re
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass
 from functools import cached_property
 from pathlib import Path
@@ -70,16 +72,25 @@ def read_prompts(source: str | Path) -> PromptSet:
     return PromptSet(name, prompts)
 
 
-def _read_jsonl(path: Path) -> tuple[Prompt, ...]:
-    prompts: list[Prompt] = []
-    line_of: dict[str, int] = {}
+def _lines(path: Path) -> Iterator[tuple[int, str]]:
+    """Yield the lines that are not empty with their numbers from 1. Raises UserError where a file is not UTF-8."""
     try:
         lines = path.read_text(encoding="utf-8").split("\n")
     except UnicodeDecodeError as error:
         raise UserError(f"{path}: not UTF-8 text ({error.reason} at byte {error.start})") from error
-    for number, line in enumerate(lines, start=1):
-        if not line.strip():
-            continue
+    return ((number, line) for number, line in enumerate(lines, start=1) if line.strip())
+
+
+def _read_text(path: Path) -> tuple[Prompt, ...]:
+    texts = dict.fromkeys(line.strip() for _, line in _lines(path))
+    records = ({"prompt": text} for text in texts)
+    return tuple(as_prompt(record, str(path), f"{number:05d}") for number, record in enumerate(records))
+
+
+def _read_jsonl(path: Path) -> tuple[Prompt, ...]:
+    prompts: list[Prompt] = []
+    line_of: dict[str, int] = {}
+    for number, line in _lines(path):
         where = f"{path}:{number}"
         try:
             record = json.loads(line)
@@ -93,7 +104,7 @@ def _read_jsonl(path: Path) -> tuple[Prompt, ...]:
     return tuple(prompts)
 
 
-READERS: dict[str, Callable[[Path], tuple[Prompt, ...]]] = {".jsonl": _read_jsonl}
+READERS: dict[str, Callable[[Path], tuple[Prompt, ...]]] = {".jsonl": _read_jsonl, ".txt": _read_text}
 
 
 def as_prompt(record: Any, where: str, default_id: str) -> Prompt:

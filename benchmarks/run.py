@@ -9,11 +9,10 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Literal
 
-import tyro
-
+from benchmarks.cli import parse
 from benchmarks.config import UserError
 from benchmarks.protocol import Dtype
-from benchmarks.screen import guarded, show_catalogue, show_plan, show_result
+from benchmarks.screen import guarded, show_catalogue, show_missing, show_plan, show_result
 
 if TYPE_CHECKING:
     from benchmarks.workflow import Settings
@@ -48,13 +47,21 @@ class Arguments:
     dtype: Dtype | None = None
     """Number format of the network, instead of the model's own"""
     batch_size: int | None = None
-    """Pictures drawn at once, fixed for a run; default 16"""
+    """Pictures drawn at once, fixed for a run; default up to 16, by the size of pictures and memory"""
     device: str = "auto"
     """cpu, cuda, cuda:1, mps; default: an accelerator where there is one"""
     board: str = ""
     """Folder of results to publish to, or "none"; default leaderboards/results"""
     plugin: tuple[str, ...] = ()
     """Modules that register metrics of your own"""
+    weights: Path | None = None
+    """Folder of the metrics' weights, DIR/<id>/<file>; default: FEWSTEP_BENCH_WEIGHTS, then the hub's cache"""
+    prompts: Path | None = None
+    """Folder of prompt sets that are not shipped; default: the environment variable FEWSTEP_BENCH_PROMPTS"""
+    backend: Literal["native", "official"] = "native"
+    """official: score with the packages image-reward and hpsv2 as well, in their own environment, and compare"""
+    skip_missing: bool = False
+    """Run what can run, without the metrics whose weights are not here"""
     offline: bool = False
     """Never ask the hub"""
     list: bool = False
@@ -75,12 +82,19 @@ def main(arguments: Arguments) -> int:
     prepared = workflow.prepare(arguments.model, arguments.suite, _settings(arguments))
     if arguments.dry_run:
         show_plan(prepared)
+        show_missing(prepared.plan.missing)
         return 0
+    if not arguments.skip_missing:
+        show_missing(prepared.plan.missing)
     summarised = workflow.work(prepared)
     if summarised is None:
         print(f"{prepared.out}: {arguments.stage} done")
         return 0
     show_result(summarised.result, prepared.out)
+    if arguments.backend == "official":
+        from benchmarks import official
+
+        official.main(official.Arguments(run=prepared.out))
     failed = [
         f"{task.name}/{name}: {metric.reason}"
         for task in summarised.result.tasks
@@ -94,13 +108,7 @@ def main(arguments: Arguments) -> int:
 
 def cli() -> None:
     """Parse the command line, run, and exit."""
-    arguments = tyro.cli(
-        Arguments,
-        prog="python -m benchmarks.run",
-        description=__doc__,
-        config=(tyro.conf.FlagCreatePairsOff,),
-    )
-    sys.exit(guarded(lambda: main(arguments)))
+    sys.exit(guarded(lambda: main(parse(Arguments, prog="python -m benchmarks.run", description=__doc__))))
 
 
 def _settings(arguments: Arguments) -> "Settings":
@@ -126,6 +134,9 @@ def _settings(arguments: Arguments) -> "Settings":
         device=arguments.device,
         offline=arguments.offline,
         plugins=arguments.plugin,
+        weights=arguments.weights,
+        prompts=arguments.prompts,
+        skip_missing=arguments.skip_missing,
         overrides=overrides,
     )
 

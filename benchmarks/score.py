@@ -1,28 +1,43 @@
 """Stage 2: pictures → evidence. A metric that has its rows already is not measured again.
 
-A block's pictures are decoded once for all metrics that miss its rows. A metric that fails (damaged weights, a score
-that is not finite) stops alone: the others are measured, and the reason goes into the result.
+A block's pictures are decoded once for all metrics that miss its rows, preprocessed once for all encoders that read
+them alike, and go through each encoder once, as one batch. Decoding and preprocessing run ahead on other threads, and
+rows are written while the next block is measured, so that the encoders never wait for the disk.
+
+A metric that fails (damaged weights, a score that is not finite) stops alone: the others are measured, and the reason
+goes into the result.
 """
 
 import shutil
-from collections.abc import Sequence
+from collections.abc import Iterable, Mapping, Sequence
+from concurrent.futures import Future, ThreadPoolExecutor
+from contextlib import ExitStack
 from typing import TYPE_CHECKING
 
+from filelock import FileLock
+
+from benchmarks.ahead import ReadAhead
 from benchmarks.config import UserError
 from benchmarks.progress import progress
 from benchmarks.rows import Identity, merge_rows, write_rows
 from benchmarks.store import ImageSet, Item, Run
-from metrics.base import Batch
+from metrics.base import Batch, Features, Rows
+from metrics.features import Inputs, Models
 from metrics.images import read_image
 from metrics.loaded import Scorer
 
 if TYPE_CHECKING:
     from PIL.Image import Image
 
+DECODERS = 4  # threads that decode the pictures of the blocks ahead
 
-def score(run: Run, image_set: ImageSet, metrics: Sequence[str], device: str) -> dict[str, str]:
+
+def score(
+    run: Run, image_set: ImageSet, metrics: Sequence[str], device: str, models: Models | None = None
+) -> dict[str, str]:
     """Measure what is missing of some metrics on a drawn image set; return why metrics failed, by id.
 
+    models: shared by the image sets of a run, so that weights are loaded once.
     Raises UserError where pictures are missing or damaged."""
     undrawn = sum(run.drawn(image_set, block) is None for block in range(run.count_blocks(image_set)))
     if undrawn:
@@ -32,7 +47,7 @@ def score(run: Run, image_set: ImageSet, metrics: Sequence[str], device: str) ->
     todo = [metric for metric in metrics if not run.evidence(image_set.name, metric).exists()]
     for metric in set(metrics) - set(todo):  # merged, then killed before the shards were gone
         shutil.rmtree(run.shard(image_set.name, metric, 0).parent, ignore_errors=True)
-    return _Scoring(run, image_set, todo, device).work()
+    return _Scoring(run, image_set, todo, device, {} if models is None else models).work()
 
 
 def identify(metric: str, scorer: Scorer) -> Identity:
@@ -41,37 +56,49 @@ def identify(metric: str, scorer: Scorer) -> Identity:
         "metric": metric,
         "version": str(scorer.card(metric).version),
         "weights_digest": scorer.weights_digest(metric),
+        "precision": scorer.precision(metric),
     }
 
 
 class _Scoring:
     """The metrics being measured on one image set; `failed` grows, the scorer shrinks with it."""
 
-    def __init__(self, run: Run, image_set: ImageSet, metrics: Sequence[str], device: str) -> None:
-        self.run, self.image_set, self.device = run, image_set, device
+    def __init__(self, run: Run, image_set: ImageSet, metrics: Sequence[str], device: str, models: Models) -> None:
+        self.run, self.image_set, self.device, self.models = run, image_set, device, models
         self.count = run.count_blocks(image_set)
         self.failed: dict[str, str] = {}
         self.identities: dict[str, Identity] = {}
-        everything = Scorer(metrics, device)
+        everything = Scorer(metrics, device, models=models)
         for metric in metrics:
             try:
                 self.identities[metric] = identify(metric, everything)
             except UserError as error:
                 self.failed[metric] = str(error)
-        self.scorer = Scorer(self.identities, device)
+        self.scorer = self._make_scorer(self.identities)
 
     def work(self) -> dict[str, str]:
         """Measure all that is missing; return `failed`."""
         name = self.image_set.name
         images = sum(len(self.run.block(self.image_set, n)) for n in range(self.count) if self.missing(n))
         claims = self.run.claim(f"score-{name}", self.count, lambda n: not self.missing(n))
-        with progress(f"{name}: scoring", images) as advance:
-            for block, lock in claims:
-                try:
-                    self.score_block(block)
-                finally:
-                    lock.release()
+        with (
+            progress(f"{name}: scoring", images) as advance,
+            ThreadPoolExecutor(DECODERS) as self._decoders,
+            ThreadPoolExecutor(max_workers=1) as writer,
+            ReadAhead(claims, lambda block: self.scorer.prepare(self._read(block))) as ahead,
+        ):
+            written: Future[None] | None = None
+            for block, lock, prepared in ahead:
+                with ExitStack() as held:
+                    held.callback(lock.release)
+                    rows = self.score_block(block, prepared)
+                    if written:
+                        written.result()
+                    held.pop_all()  # the writer lets go of it
+                written = writer.submit(self.write_block, block, lock, rows)
                 advance(len(self.run.block(self.image_set, block)))
+            if written:
+                written.result()
         for metric in self.identities:
             if metric not in self.failed:
                 self.merge(metric)
@@ -88,23 +115,28 @@ class _Scoring:
             and not run.evidence(name, metric).exists()  # merged by another process
         ]
 
-    def score_block(self, block: int) -> None:
-        """Write the rows that a block lacks."""
+    def score_block(self, block: int, prepared: Future[Inputs]) -> dict[str, Rows]:
+        """Return the rows that a block lacks, by metric."""
         items = self.run.block(self.image_set, block)
-        images = [self._read(item) for item in items]
         batch = Batch(prompts=[item.prompt for item in items], seeds=[item.seed for item in items])
-        try:
-            features = self.scorer.features(images, batch)
-        except UserError:
-            self._drop_failing(images, batch)
-            features = self.scorer.features(images, batch)
+        features = self._features(block, prepared, batch)
+        rows = {}
         for metric in self.missing(block):
             try:
-                rows = self.scorer.measure(metric, features, batch)
+                rows[metric] = self.scorer.measure(metric, features, batch)
             except UserError as error:
                 self.failed[metric] = str(error)
-                continue
-            write_rows(self.run.shard(self.image_set.name, metric, block), items, rows, self.identities[metric])
+        return rows
+
+    def write_block(self, block: int, lock: FileLock, rows: Mapping[str, Rows]) -> None:
+        """Keep a block's rows, then let go of it."""
+        try:
+            items = self.run.block(self.image_set, block)
+            for metric, columns in rows.items():
+                shard = self.run.shard(self.image_set.name, metric, block)
+                write_rows(shard, items, columns, self.identities[metric])
+        finally:
+            lock.release()
 
     def merge(self, metric: str) -> None:
         """Join a metric's shards to one file. Another process may have done it."""
@@ -119,18 +151,37 @@ class _Scoring:
             except UserError as error:
                 self.failed[metric] = str(error)
 
+    def _features(self, block: int, prepared: Future[Inputs], batch: Batch) -> Features:
+        """Return a block's features, without the metrics for which they cannot be computed."""
+        try:
+            return self.scorer.features(prepared.result(), batch)
+        except UserError:
+            images = self._read(block)  # raises where a picture is at fault
+        try:
+            return self.scorer.features(images, batch)  # metrics may have been dropped since it was prepared
+        except UserError:
+            self._drop_failing(images, batch)
+            return self.scorer.features(images, batch)
+
     def _drop_failing(self, images: Sequence["Image"], batch: Batch) -> None:
         """Find the metrics whose features cannot be computed, and go on without them."""
         healthy = []
         for metric in self.scorer.metrics:
             try:
-                Scorer([metric], self.device).features(images, batch)
+                self._make_scorer([metric]).features(images, batch)
                 healthy.append(metric)
             except UserError as error:
                 self.failed[metric] = str(error)
-        self.scorer = Scorer(healthy, self.device)
+        self.scorer = self._make_scorer(healthy)
 
-    def _read(self, item: Item) -> "Image":
+    def _make_scorer(self, metrics: Iterable[str]) -> Scorer:
+        texts = [prompt.text for prompt in self.image_set.prompts.prompts]
+        return Scorer(metrics, self.device, texts, self.models)
+
+    def _read(self, block: int) -> list["Image"]:
+        return list(self._decoders.map(self._read_picture, self.run.block(self.image_set, block)))
+
+    def _read_picture(self, item: Item) -> "Image":
         path = self.run.image(self.image_set.name, item)
         try:
             return read_image(path)

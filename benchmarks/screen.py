@@ -2,8 +2,9 @@
 
 import sys
 import time
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterable, Sequence
 from pathlib import Path
+from statistics import median
 from typing import TYPE_CHECKING
 
 from rich.console import Console
@@ -16,11 +17,13 @@ from benchmarks.suites import available_suites, read_suite
 from leaderboards.schema import MetricResult, Result, ResultError
 from metrics.base import available, import_plugins
 from metrics.loaded import Scorer
+from metrics.weights import missing_table
 
 if TYPE_CHECKING:
     from benchmarks.workflow import Prepared
 
 EFFICIENCY = 0.3  # share of a large matrix product's speed that a denoiser reaches; the estimate is rough
+PRODUCTS = 5  # timed for it
 
 
 def guarded(command: Callable[[], int]) -> int:
@@ -79,7 +82,15 @@ def show_plan(prepared: "Prepared") -> None:
     _print(sets, metrics)
     parameters = f"{model.parameters / 1e6:,.1f} M parameters" if model.parameters else "pictures made elsewhere"
     print(f"model {model.name}: {parameters}, digest {model.digest[:12]}; run directory {prepared.out}")
-    print(f"about {_duration(seconds)} of drawing on {prepared.device}, scoring aside; nothing was done")
+    speed = "by the speed of a matrix product, measured now, on this machine"
+    print(f"about {_duration(seconds)} of drawing on {prepared.device}, {speed}; scoring aside; nothing was done")
+
+
+def show_missing(metrics: Iterable[str]) -> None:
+    """Show which weights these metrics lack: what, size, licence, and the command that brings them."""
+    scorer = Scorer(metrics)
+    if table := missing_table({metric: scorer.weights(metric) for metric in scorer.metrics}):
+        _print(table)
 
 
 def show_result(result: Result, out: Path) -> None:
@@ -88,13 +99,18 @@ def show_result(result: Result, out: Path) -> None:
     for task in result.tasks:
         for name, metric in task.metrics.items():
             value = f"{metric.value:.4f}" if metric.value is not None else "-"
-            status = metric.status if metric.status == "ok" else f"{metric.status}: {metric.reason}"
-            table.add_row(task.name, name, value, _interval(metric), str(metric.n_images), status)
+            table.add_row(task.name, name, value, _interval(metric), str(metric.n_images), _status(metric))
         if not task.metrics:
             table.add_row(task.name, "-", "-", "-", "-", f"{task.status}: {task.reason}")
     _print(table)
     nfe = f"{result.cost.nfe} passes per image, " if result.cost.nfe else ""
     print(f"{result.model.name} on {result.suite}: {result.status}, {nfe}result in {out}")
+
+
+def _status(metric: MetricResult) -> str:
+    if metric.status != "ok":
+        return f"{metric.status}: {metric.reason}"
+    return f"ok, {metric.n_truncated} of {metric.n_prompts} prompts cut" if metric.n_truncated else "ok"
 
 
 def _interval(metric: MetricResult) -> str:
@@ -115,15 +131,17 @@ def _seconds_per_pass(model: Pipeline, image_set: ImageSet, device: str) -> floa
 
 
 def _operations_per_second(device: str, dtype: str) -> float:
-    """Time one large matrix product."""
+    """Time a large matrix product: the median of several, after one that warms up."""
     import torch
 
     side = 1024 if device == "cpu" else 8192
     matrix = torch.ones(side, side, device=device, dtype=getattr(torch, dtype))
-    float((matrix @ matrix)[0, 0])  # warm up, and wait for the device
-    start = time.perf_counter()
-    float((matrix @ matrix)[0, 0])
-    return 2 * side**3 / (time.perf_counter() - start)
+    seconds = []
+    for _ in range(PRODUCTS + 1):
+        start = time.perf_counter()
+        float((matrix @ matrix)[0, 0])  # reading a number waits for the device
+        seconds.append(time.perf_counter() - start)
+    return 2 * side**3 / median(seconds[1:])
 
 
 def _duration(seconds: float) -> str:

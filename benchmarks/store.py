@@ -32,6 +32,7 @@ FORMAT = 1
 HEADER = "run.json"
 JOURNAL = "journal.jsonl"
 RESULT = "result.json"
+DEFAULT_BLOCK_SIZE = 16
 WRITERS = 4  # threads that encode or write the pictures of one block
 
 
@@ -79,9 +80,18 @@ class Run:
 
     @classmethod
     def open(
-        cls, path: Path, *, model: Mapping[str, str], suite: str, sets: Sequence[ImageSet], block_size: int | None
+        cls,
+        path: Path,
+        *,
+        model: Mapping[str, str],
+        suite: str,
+        sets: Sequence[ImageSet],
+        block_size: int | None,
+        default_block_size: int = DEFAULT_BLOCK_SIZE,
     ) -> "Run":
         """Create a run directory, or enter one that was made with the same settings; new image sets are added.
+
+        block_size None: that of the run, or `default_block_size` for a new one.
 
         Raises UserError naming the first setting that differs, and what it was."""
         if path.exists() and not path.is_dir():
@@ -95,7 +105,7 @@ class Run:
                 "format": FORMAT,
                 "model": dict(model),
                 "suite": suite,
-                "block_size": block_size or (earlier or {}).get("block_size", DEFAULT_BLOCK_SIZE),
+                "block_size": block_size or (earlier or {}).get("block_size", default_block_size),
                 "sets": {**(earlier or {}).get("sets", {}), **{s.name: s.header() for s in sets}},
             }
             if earlier is not None:
@@ -187,7 +197,7 @@ class Journal:
 
     def drawn(self) -> Mapping[tuple[str, int], dict[str, Any]]:
         """Return the latest entry of every (image set, block), reading only the lines that are new."""
-        if self.path.exists():
+        if self.path.exists() and self.path.stat().st_size > self._offset:
             with self.path.open("rb") as file:
                 file.seek(self._offset)
                 for line in file:
@@ -202,9 +212,6 @@ class Journal:
         with self.path.open("rb") as file:
             file.seek(-1, os.SEEK_END)
             return file.read(1) == b"\n"
-
-
-DEFAULT_BLOCK_SIZE = 16
 
 
 def write_whole(path: Path, content: bytes) -> None:

@@ -4,10 +4,11 @@ include = ["micro"]
 
 [[tasks]]
 name = "micro"                        # of the task; two tasks of one name and content are one task
-prompts = "micro"                     # a built-in prompt set, or a file relative to the suite's
+prompts = "micro"                     # a prompt set by name, or a file relative to the suite's
 images_per_prompt = 4
 metrics = ["shapes_geneval"]
 picture_size = "64x64"                # only for models that draw pictures of this size
+min_side = 256                        # only for models whose own pictures have at least so many pixels a side
 [tasks.protocol]                      # overrides of the model's own protocol
 guidance_scale = 1.0
 """
@@ -19,8 +20,8 @@ from pathlib import Path
 from typing import Any
 
 from benchmarks.config import UserError, config, nearest, read_toml
-from benchmarks.prompts import BUILT_IN
 from benchmarks.protocol import Protocol
+from benchmarks.sets import is_named
 
 FOLDER = Path(__file__).parent / "suites"
 _TASK_NAME = re.compile(r"[A-Za-z0-9_][A-Za-z0-9_-]{0,99}")
@@ -35,6 +36,7 @@ class TaskSpec:
     images_per_prompt: int = 4
     metrics: tuple[str, ...]
     picture_size: str = ""  # "WIDTHxHEIGHT" of the models it is made for; "" = any model
+    min_side: int = 0  # pixels of the shorter side of the pictures that a model draws by its own protocol
     protocol: dict[str, Any] = field(default_factory=dict)
 
     def __post_init__(self) -> None:
@@ -105,4 +107,4 @@ def _collect(path: Path, tasks: dict[str, TaskSpec], seen: tuple[Path, ...]) -> 
 
 
 def _prompts_source(prompts: str, suite: Path) -> str:
-    return prompts if prompts in BUILT_IN else str(suite.parent / prompts)
+    return prompts if is_named(prompts) else str(suite.parent / prompts)

@@ -24,7 +24,7 @@ import pyarrow as pa
 from benchmarks.config import UserError, as_table
 from benchmarks.manifest import not_shipped
 from benchmarks.models import Model
-from benchmarks.plan import Plan, PlannedTask
+from benchmarks.plan import NOT_ASKED, Plan, PlannedTask
 from benchmarks.rows import read_rows
 from benchmarks.score import identify
 from benchmarks.store import RESULT, Item, Run, write_whole
@@ -33,8 +33,8 @@ from leaderboards import schema as contract
 from leaderboards.schema import Cost, Evidence, MetricResult, Result, Task, dump_result
 from leaderboards.statistics import Scores, breakdown
 from leaderboards.store import Sample, file_stem
-from metrics.base import Card, Summary
-from metrics.loaded import Scorer
+from metrics.base import Card, Rows, Summary
+from metrics.loaded import TRUNCATED, Scorer
 
 ROOT = Path(__file__).resolve().parent.parent
 GALLERY_PROMPTS, GALLERY_SEEDS = 32, 2
@@ -71,7 +71,7 @@ def summarise(run: Run, plan: Plan, model: Model, failed: Mapping[tuple[str, str
                 metrics[metric] = _without_value(card, "failed", str(error))
         tasks.append(_as_task(run, planned, metrics))
     result = Result(
-        status=_status(tasks),
+        status=_status(plan, tasks),
         model=_as_model(model),
         suite=plan.suite,
         tasks=tasks,
@@ -111,8 +111,15 @@ def _measured(run: Run, planned: PlannedTask, card: Card, scorer: Scorer) -> tup
     items = [item for item in planned.image_set.items if item.seed < planned.images_per_prompt]
     identity = identify(card.id, scorer)
     rows = read_rows(run.evidence(planned.image_set.name, card.id), items, identity)
+    n_truncated = _count_truncated(rows, items)
     summary = scorer.metrics[card.id].summarise(rows, [item.prompt for item in items])
-    common = {**_identity_fields(card), "status": "ok", "weights_digest": identity["weights_digest"] or None}
+    common = {
+        **_identity_fields(card),
+        "status": "ok",
+        "weights_digest": identity["weights_digest"] or None,
+        "n_truncated": n_truncated,
+        "precision": identity["precision"],
+    }
     if summary.per_image_N is None or card.aggregate == "set":
         n_prompts = len(planned.image_set.prompts.prompts)
         value = MetricResult(**common, value=summary.value, n_prompts=n_prompts, n_images=len(items))
@@ -125,6 +132,12 @@ def _measured(run: Run, planned: PlannedTask, card: Card, scorer: Scorer) -> tup
         splits={name: evidence.as_category_value(part) for name, part in parts.splits.items()},
     )
     return value, _as_table(planned.spec.name, card.id, summary, items)
+
+
+def _count_truncated(rows: Rows, items: Sequence[Item]) -> int:
+    """Return the number of prompts of which an encoder read only the beginning."""
+    truncated = rows.pop(TRUNCATED, [False] * len(items))
+    return len({item.prompt.id for item, cut in zip(items, truncated, strict=True) if cut})
 
 
 def _as_scores(summary: Summary, items: Sequence[Item]) -> Scores:
@@ -212,9 +225,10 @@ def _as_model(model: Model) -> contract.Model:
     )
 
 
-def _status(tasks: Sequence[Task]) -> Literal["ranked", "synthetic", "partial"]:
+def _status(plan: Plan, tasks: Sequence[Task]) -> Literal["ranked", "synthetic", "partial"]:
     values = [name for task in tasks for name, metric in task.metrics.items() if metric.status == "ok"]
-    if any(task.status == "partial" for task in tasks) or not values:
+    left_out = any(planned.reason == NOT_ASKED for planned in plan.tasks)
+    if left_out or any(task.status == "partial" for task in tasks) or not values:
         return "partial"
     return "synthetic" if not_shipped(sorted(set(values))) else "ranked"
 

@@ -13,6 +13,7 @@ from typing import Any
 import torch
 import tyro
 
+from benchmarks.cli import parse
 from benchmarks.config import UserError, build
 from benchmarks.prompts import read_prompts
 from benchmarks.protocol import Protocol
@@ -144,5 +145,4 @@ def _distance(stored: Any, again: Any) -> float:
 
 
 if __name__ == "__main__":
-    arguments = tyro.cli(Arguments, prog="python -m benchmarks.verify", config=(tyro.conf.FlagCreatePairsOff,))
-    sys.exit(guarded(lambda: main(arguments)))
+    sys.exit(guarded(lambda: main(parse(Arguments, prog="python -m benchmarks.verify"))))

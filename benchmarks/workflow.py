@@ -11,6 +11,7 @@ from typing import Any, Literal
 
 from pydantic import TypeAdapter, ValidationError
 
+from benchmarks.budget import fitting_block_size
 from benchmarks.config import UserError
 from benchmarks.generate import generate
 from benchmarks.models import Model, open_model
@@ -22,6 +23,9 @@ from benchmarks.summarise import Summarised, summarise, write_result
 from leaderboards.schema import Name, Result, ResultError, read_result
 from leaderboards.store import file_stem, publish
 from metrics.base import import_plugins
+from metrics.features import Models
+from metrics.loaded import Scorer
+from metrics.weights import use_folder
 
 Stage = Literal["generate", "score", "summarise", "all"]
 BOARD = Path(__file__).resolve().parent.parent / "leaderboards" / "results"
@@ -37,10 +41,13 @@ class Settings:
     out: Path | None = None  # run directory; default: runs/<model>-<suite>
     board: Path | None = BOARD  # None: publish nowhere
     stage: Stage = "all"
-    batch_size: int | None = None  # pictures of a block; default: that of the run, or 16
+    batch_size: int | None = None  # pictures of a block; default: that of the run, or up to 16 by memory
     device: str = "auto"
     offline: bool = False
     plugins: Sequence[str] = ()
+    prompts: Path | None = None  # folder of prompt sets that are not shipped; default: FEWSTEP_BENCH_PROMPTS
+    weights: Path | None = None  # folder of weights; default: FEWSTEP_BENCH_WEIGHTS, then the hub's cache
+    skip_missing: bool = False  # go on without the metrics whose weights are not here
     overrides: Overrides = field(default_factory=Overrides)
 
     def __post_init__(self) -> None:
@@ -70,12 +77,14 @@ def prepare(model: str | Path, suite: str, settings: Settings) -> Prepared:
     """Open a model and plan a suite for it. Raises UserError where either cannot be used."""
     if settings.offline:
         os.environ["HF_HUB_OFFLINE"] = "1"
+    if settings.weights:
+        use_folder(settings.weights)
     import_plugins(settings.plugins)
     device = pick_device(settings.device)
     _check_name(settings.name)
     name = settings.name or _default_name(model, settings.overrides)
     opened = open_model(model, base=settings.base, device=device, name=name, offline=settings.offline)
-    plan = make_plan(read_suite(suite), opened, settings.overrides)
+    plan = make_plan(read_suite(suite), opened, settings.overrides, settings.prompts)
     return Prepared(opened, plan, settings, device)
 
 
@@ -84,19 +93,27 @@ def work(prepared: Prepared) -> Summarised | None:
 
     Raises UserError where no task can run, or for what a stage cannot do; what is done stays done."""
     plan, settings, model = prepared.plan, prepared.settings, prepared.model
+    refuse_missing(prepared)
     if not plan.running:
         reasons = "; ".join(f"{task.spec.name}: {task.reason}" for task in plan.tasks)
         raise UserError(f"no task of suite {plan.suite!r} can run: {reasons}")
     identity = {"name": model.name, "weights_digest": model.digest}
     run = Run.open(
-        prepared.out, model=identity, suite=plan.suite, sets=plan.image_sets, block_size=settings.batch_size
+        prepared.out,
+        model=identity,
+        suite=plan.suite,
+        sets=plan.image_sets,
+        block_size=settings.batch_size,
+        default_block_size=fitting_block_size(plan.image_sets, model, prepared.device),
     )
     failed: dict[tuple[str, str], str] = {}
-    for image_set in plan.image_sets:
-        if settings.stage in ("generate", "all"):
+    if settings.stage in ("generate", "all"):
+        for image_set in plan.image_sets:
             generate(run, image_set, model)
-        if settings.stage in ("score", "all"):
-            broken = score(run, image_set, plan.metrics_of(image_set), prepared.device)
+    if settings.stage in ("score", "all"):
+        models: Models = {}
+        for image_set in plan.image_sets:
+            broken = score(run, image_set, plan.metrics_of(image_set), prepared.device, models)
             failed |= {(image_set.name, metric): reason for metric, reason in broken.items()}
     if settings.stage not in ("summarise", "all"):
         return None
@@ -106,6 +123,18 @@ def work(prepared: Prepared) -> Summarised | None:
         if settings.board:
             _publish(result, summarised, settings.board)
     return Summarised(result, summarised.evidence, summarised.gallery)
+
+
+def refuse_missing(prepared: Prepared) -> None:
+    """Raise UserError where weights are missing and nobody said to go on without them: before anything is drawn."""
+    missing = prepared.plan.missing
+    if missing and not prepared.settings.skip_missing:
+        scorer = Scorer(missing)
+        absent = (weights for metric in missing for weights in scorer.weights(metric) if weights.missing())
+        mend = "; ".join(dict.fromkeys(weights.mend for weights in absent))
+        raise UserError(
+            f"no weights for {', '.join(missing)}; {mend}; or pass --skip-missing to run the rest; nothing was drawn"
+        )
 
 
 def evaluate(model: str | Path, suite: str = "micro", settings: Settings | None = None, **changes: Any) -> Result:

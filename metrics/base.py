@@ -18,7 +18,7 @@ from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
 from difflib import get_close_matches
 from importlib.metadata import entry_points
-from typing import Any, Literal, Protocol, TypeVar
+from typing import Any, Literal, Protocol, TypeVar, cast
 
 import numpy as np
 from torch import Tensor
@@ -78,6 +78,14 @@ class Card:
     min_images_per_prompt: int = 1
     image_free: bool = True  # as a reward, it needs no real pictures
     micro: bool = False  # lives on the micro world only; never comparable with a real metric
+    # The page of the metric (`python -m metrics card ID`) is made of these, too; plain sentences.
+    comparable: str = ""  # when two numbers may be compared, and with which numbers of the same name they must not
+    fooled_by: str = ""  # what moves the number without better pictures, and what it is blind to
+    long_prompts: str = ""  # what happens to a prompt longer than is read; "" where no prompt is cut
+    tensor_gap: str = ""  # measured difference of PIL and tensor preprocessing, and the command that measures it
+    reported_scale: str = ""  # what papers print: "DMDR: ×100; RTDMD: as here"
+    reward_divisor: float = 1.0  # by which papers divide the raw value before they mix rewards
+    citation: str = ""  # authors, title, year, arXiv number
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -119,19 +127,6 @@ class PerImage:
         return Summary(per_image_N=score_N.detach().float().cpu().numpy())
 
 
-M = TypeVar("M", bound=type[Any])
-_METRICS: dict[str, Callable[[], Metric]] = {}
-
-
-def register(metric: M) -> M:
-    """Class decorator: make a metric known by its card's id. Raises UserError where the id is taken."""
-    identity = metric.card.id
-    if identity in _METRICS:
-        raise UserError(f"metric id {identity!r} is taken twice: rename one of the two classes' cards")
-    _METRICS[identity] = metric
-    return metric
-
-
 def import_package_modules(package: str) -> None:
     """Import every module of a package, so that its decorators register what it defines."""
     root = importlib.import_module(package)
@@ -157,16 +152,59 @@ def import_plugins(modules: Iterable[str]) -> None:
             raise UserError(f"--plugin {name}: no such module; it must be importable from here") from error
 
 
+T = TypeVar("T")
+X = TypeVar("X")
+
+
+class Registry(dict[str, T]):
+    """Things of one kind by name, each registered where it is defined, so that adding one edits no other file."""
+
+    def __init__(self, kind: str, package: str = "", group: str = "") -> None:
+        """kind: what a name names, for errors; package and group (of entry points): where `available` looks."""
+        super().__init__()
+        self.kind, self.package, self.group = kind, package, group
+
+    def register(self, name: str) -> Callable[[X], X]:
+        """Decorator: make a class or function known by a name. Raises UserError where the name is taken."""
+
+        def add(thing: X) -> X:
+            if name in self:
+                raise UserError(f"{self.kind} {name!r} is taken twice: rename one of the two")
+            self[name] = cast(T, thing)
+            return thing
+
+        return add
+
+    def available(self) -> dict[str, T]:
+        """Return everything by name, sorted: what is built in, entry points and plugins."""
+        if self.package:
+            import_package_modules(self.package)
+        if self.group:
+            import_entry_points(self.group)
+        return dict(sorted(self.items()))
+
+    def find(self, name: str, where: str = "") -> T:
+        """Return one by name. Raises UserError, opened by `where`, naming the nearest name where it is unknown."""
+        known = self.available()
+        if name not in known:
+            raise UserError(f"{where}unknown {self.kind} {name!r}; {nearest(name, known)}")
+        return known[name]
+
+
+_METRICS: Registry[Callable[[], Metric]] = Registry("metric", "metrics", "fewstep_bench.metrics")
+M = TypeVar("M", bound=type[Any])
+
+
+def register(metric: M) -> M:
+    """Class decorator: make a metric known by its card's id. Raises UserError where the id is taken."""
+    return _METRICS.register(metric.card.id)(metric)
+
+
 def available() -> dict[str, Callable[[], Metric]]:
     """Return every registered metric class by id: the built-in ones, entry points and plugins."""
-    import_package_modules("metrics")
-    import_entry_points("fewstep_bench.metrics")
-    return dict(sorted(_METRICS.items()))
+    return _METRICS.available()
 
 
 def make(identity: str) -> Metric:
     """Return a new metric by id. Raises UserError naming the nearest id where it is unknown."""
-    known = available()
-    if identity not in known:
-        raise UserError(f"unknown metric {identity!r}; {nearest(identity, known)}")
-    return known[identity]()
+    return _METRICS.find(identity)()

@@ -13,20 +13,33 @@ from PIL import Image
 from torch import Tensor
 
 from metrics.base import Batch, Card, Features, Metric, Prompt, Rows, UserError, make
-from metrics.features import FeatureRunner
+from metrics.features import FeatureRunner, Inputs, Models
 from metrics.images import Picture, as_pils
+from metrics.weights import Weights
 
 Prompts = Sequence[str | Prompt]
+TRUNCATED = "prompt_truncated"  # column of rows: whether an encoder read only the beginning of the prompt
 
 
 class Scorer:
     """Scores batches of images with several metrics; what they share is computed once."""
 
-    def __init__(self, ids: Iterable[str], device: str | torch.device = "cpu") -> None:
-        """Raises: UserError where an id is unknown, naming the nearest one."""
+    def __init__(
+        self,
+        ids: Iterable[str],
+        device: str | torch.device = "cpu",
+        texts: Iterable[str] = (),
+        models: Models | None = None,
+    ) -> None:
+        """texts and models: as of `metrics.features.FeatureRunner`.
+
+        Raises: UserError where an id is unknown, naming the nearest one."""
         self.metrics: Mapping[str, Metric] = {identity: make(identity) for identity in ids}
         self.device = torch.device(device)
-        self._runner = FeatureRunner((key for m in self.metrics.values() for key in m.features), self.device)
+        keys = (key for metric in self.metrics.values() for key in metric.features)
+        self._runner = FeatureRunner(keys, self.device, texts, models)
+        self._digests: dict[Weights, str] = {}
+        self._cut: dict[tuple[str, str], bool] = {}
 
     def card(self, identity: str) -> Card:
         """Return a metric's card."""
@@ -37,27 +50,56 @@ class Scorer:
         reasons = (self._runner.missing(key) for key in self.metrics[identity].features)
         return next((reason for reason in reasons if reason), None)
 
+    def weights(self, identity: str) -> list[Weights]:
+        """Return the distinct weights behind a metric."""
+        keys = self.metrics[identity].features
+        return list(dict.fromkeys(weights for key in keys for weights in self._runner.weights(key)))
+
     def weights_digest(self, identity: str) -> str:
         """Return the sha256 over all weights behind a metric; "" where nothing is learned."""
-        digests = [self._runner.weights_digest(key) for key in self.metrics[identity].features]
-        distinct = sorted({digest for digest in digests if digest})
+        for weights in self.weights(identity):
+            if weights not in self._digests:
+                self._digests[weights] = weights.digest()
+        distinct = sorted({self._digests[weights] for weights in self.weights(identity)})
         return hashlib.sha256("\n".join(distinct).encode()).hexdigest() if distinct else ""
 
-    def features(self, images: Sequence[Image.Image], batch: Batch) -> Features:
-        """Return all metrics' features of B RGB images. Raises UserError where weights are missing or damaged."""
-        if not len(images) == len(batch.prompts) == len(batch.seeds):
-            raise UserError(
-                f"{len(images)} images, {len(batch.prompts)} prompts, {len(batch.seeds)} seeds: pair them"
-            )
+    def precision(self, identity: str) -> str:
+        """Return the number format of the passes behind a metric: "float32" unless an encoder declares another."""
+        found = {self._runner.precision(key) for key in self.metrics[identity].features}
+        return "+".join(sorted(found - {"float32"})) or "float32"
+
+    def prepare(self, images: Sequence[Image.Image]) -> Inputs:
+        """Return what `features` needs of B RGB images; on any thread, ahead of it. Raises UserError as it does."""
+        return self._runner.prepare(images)
+
+    def features(self, images: Sequence[Image.Image] | Inputs, batch: Batch) -> Features:
+        """Return all metrics' features of B RGB images, or of what `prepare` made of them.
+
+        Raises: UserError where weights are missing or damaged."""
+        pictures = len(batch.seeds) if isinstance(images, Mapping) else len(images)
+        if not pictures == len(batch.prompts) == len(batch.seeds):
+            raise UserError(f"{pictures} images, {len(batch.prompts)} prompts, {len(batch.seeds)} seeds: pair them")
         return self._runner.run(images, batch.prompts)
 
     @torch.no_grad()
     def measure(self, identity: str, features: Features, batch: Batch) -> Rows:
-        """Return one metric's rows, tensors on the CPU. Raises UserError naming metric and image for a NaN."""
+        """Return one metric's rows, tensors on the CPU; where its encoders cut long prompts, with a column that says
+        which ones were cut. Raises UserError naming metric and image for a NaN."""
         rows = self.metrics[identity].measure(features, batch)
         rows = {name: column.cpu() if isinstance(column, Tensor) else column for name, column in rows.items()}
         check_finite(identity, rows, batch)
+        readers = [key for key in self.metrics[identity].features if self._runner.truncates(key)]
+        if readers:
+            cut = [any(self._cuts(key, prompt.text) for key in readers) for prompt in batch.prompts]
+            rows[TRUNCATED] = torch.tensor(cut)
         return rows
+
+    def _cuts(self, key: str, text: str) -> bool:
+        truncates = self._runner.truncates(key)
+        assert truncates is not None  # `measure` asks for those only
+        if (key, text) not in self._cut:
+            self._cut[key, text] = truncates(text)
+        return self._cut[key, text]
 
     def score(self, images: Sequence[Image.Image], batch: Batch) -> dict[str, Rows]:
         """Return all metrics' rows of B RGB images by id; errors as of `features` and `measure`."""

@@ -1,7 +1,8 @@
-"""Both towers of an open_clip model folder: open_clip_config.json beside open_clip_model.safetensors.
+"""Both towers of an open_clip model: a folder with its config, or one published file.
 
 The folder is the one that open_clip writes for the hub and reads by "local-dir:". Its tokenizer is open_clip's own
-unless text_cfg.hf_tokenizer_name is given: then the tokenizer files lie in the folder.
+unless text_cfg.hf_tokenizer_name is given: then the tokenizer files lie in the folder. For one published file,
+architecture, preprocessing and tokenizer stand in `metrics.encoders.published`.
 
 Axes: B images or prompts, C x H x W pixels, D embedding size.
 """
@@ -14,9 +15,10 @@ import torch
 from torch import Tensor
 
 from metrics.base import UserError
+from metrics.encoders.towers import Towers, load_strictly
 from metrics.features import Encoder
 from metrics.preprocessing import CLIP_MEAN, CLIP_STD, Resized
-from metrics.weights import WeightFolder
+from metrics.weights import Weights
 
 if TYPE_CHECKING:
     from open_clip.model import CLIP, CustomTextCLIP
@@ -25,21 +27,45 @@ CONFIG = "open_clip_config.json"
 FILES = (CONFIG, "open_clip_model.safetensors")
 
 
-def encoders(weights: WeightFolder, device: torch.device) -> Mapping[str, Encoder]:
+class OpenClipFile:
+    """An open_clip model in float32 from one state dict, loaded at first use."""
+
+    def __init__(
+        self, weights: Weights, file: str, device: torch.device, config: Callable[[], Mapping[str, Any]]
+    ) -> None:
+        """config: returns what open_clip calls model_cfg; the file is held to it, key by key."""
+        self.weights, self.file, self.device, self.config = weights, file, device, config
+
+    def image(self, pixels_BCHW: Tensor) -> Tensor:
+        """Return projected embeddings [B, D], float32, not normalised."""
+        return self._model.encode_image(pixels_BCHW)
+
+    def text(self, ids_BL: Tensor) -> Tensor:
+        """Return projected embeddings [B, D], float32, not normalised."""
+        return self._model.encode_text(ids_BL.to(self.device))
+
+    @cached_property
+    def _model(self) -> "CLIP | CustomTextCLIP":
+        from open_clip.model import CLIP, CustomTextCLIP
+
+        tensors = self.weights.tensors(self.file)
+        config = dict(self.config())
+        make = CustomTextCLIP if config.pop("custom_text", False) else CLIP
+        where = f"{self.weights.folder() / self.file}: not the weights of this model ({{}}); {self.weights.mend}"
+        return load_strictly(lambda: make(**config), tensors, where, self.device)
+
+
+def encoders(weights: Weights, device: torch.device) -> Mapping[str, Encoder]:
     """Return the encoders {"image", "text"} of one open_clip folder; the model is loaded once, at first use."""
-    towers = OpenClip(weights, device)
-    return {
-        "image": Encoder(reads="image", forward=towers.image, preprocessing=towers.preprocessing, weights=weights),
-        "text": Encoder(reads="text", forward=towers.text, weights=weights),
-    }
+    return OpenClip(weights, device).encoders()
 
 
-class OpenClip:
-    """An open_clip model and its tokenizer in float32, loaded at first use."""
+class OpenClip(Towers):
+    """An open_clip folder with its tokenizer and preprocessing."""
 
-    def __init__(self, weights: WeightFolder, device: torch.device) -> None:
-        self.weights = weights
-        self.device = device
+    def __init__(self, weights: Weights, device: torch.device) -> None:
+        super().__init__(weights, device)
+        self.clip = OpenClipFile(weights, FILES[1], device, lambda: weights.json(CONFIG)["model_cfg"])
 
     def preprocessing(self) -> Resized:
         """Return the folder's preprocessing. Raises UserError where weights are missing or its config is not read."""
@@ -47,11 +73,11 @@ class OpenClip:
 
     def image(self, pixels_BCHW: Tensor) -> Tensor:
         """Return projected embeddings [B, D], float32, not normalised."""
-        return self._model.encode_image(pixels_BCHW)
+        return self.clip.image(pixels_BCHW)
 
     def text(self, texts: list[str]) -> Tensor:
         """Return projected embeddings [B, D], float32, not normalised."""
-        return self._model.encode_text(self._tokenizer(texts).to(self.device))
+        return self.clip.text(self._tokenizer(texts))
 
     @cached_property
     def _preprocessing(self) -> Resized:
@@ -59,32 +85,19 @@ class OpenClip:
         return read_open_clip_config(self.weights)
 
     @cached_property
-    def _model(self) -> "CLIP | CustomTextCLIP":
-        from open_clip import create_model
-        from safetensors import SafetensorError
-
-        self.weights.check()
-        folder = self.weights.path
-        try:
-            model: Any = create_model(f"local-dir:{folder}", precision="fp32", device=self.device)
-        except (SafetensorError, RuntimeError, TypeError) as error:
-            raise UserError(f"{folder}: not the weights of its config ({error}); {self.weights.mend}") from error
-        return model.eval().requires_grad_(False)
-
-    @cached_property
     def _tokenizer(self) -> Callable[[list[str]], Tensor]:
         from open_clip import get_tokenizer
 
-        return get_tokenizer(f"local-dir:{self.weights.path}")
+        return get_tokenizer(f"local-dir:{self.weights.folder()}")
 
 
-def read_open_clip_config(weights: WeightFolder) -> Resized:
+def read_open_clip_config(weights: Weights) -> Resized:
     """Return the preprocessing of an open_clip_config.json, with open_clip's defaults.
 
     Raises: UserError where it lacks what open_clip needs or asks for a padding that is not read here.
     """
     config: dict[str, Any] = weights.json(CONFIG)
-    where = weights.path / CONFIG
+    where = weights.folder() / CONFIG
     try:
         size = config["model_cfg"]["vision_cfg"]["image_size"]
     except KeyError as error:

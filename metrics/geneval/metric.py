@@ -122,6 +122,12 @@ class ShapesGeneval(GenEval):
         aggregate="categories",
         preprocessing="8-bit RGB at its own size",
         micro=True,
+        comparable="Between pictures of the micro world, on the same prompts. Never with GenEval of real pictures: "
+        "the verdict is the same, the detector and the objects are not.",
+        fooled_by="Objects that nobody asked for are free except in counting. Shapes of one colour that touch are "
+        "seen as one malformed blob and dropped, so a crowded right picture is judged wrong.",
+        citation="Ghosh, Hajishirzi, Schmidt: GenEval: An Object-Focused Framework for Evaluating Text-to-Image "
+        "Alignment, 2023, arXiv:2310.11513",
     )
     features = ("shapes:detections",)
     constants = SHAPES
@@ -143,6 +149,11 @@ class ShapesGenevalSoft(FlowGrpoGenEval):
         perceiver="shapes",
         preprocessing="8-bit RGB at its own size",
         micro=True,
+        comparable="With itself, as a reward's curve. Not with shapes_geneval: partial credit is not a share of "
+        "right pictures, and it can be negative.",
+        fooled_by="Partial credit: the right objects in the wrong places keep half of it, so a model can stop at "
+        "half.",
+        citation="Liu et al.: Flow-GRPO: Training Flow Matching Models via Online RL, 2025, arXiv:2505.05470",
     )
     features = ("shapes:detections",)
     constants = SHAPES

@@ -20,6 +20,21 @@ from metrics.micro import aesthetic
 from metrics.weights import WeightFolder
 
 HERE = Path(__file__).parent
+HESSEL = (
+    "Hessel, Holtzman, Forbes, Le Bras, Choi: CLIPScore: A Reference-free Evaluation Metric for Image Captioning, "
+    "2021, arXiv:2104.08718"
+)
+SAME_WORLD = (
+    "Between pictures of the micro world, scored with the same weights: they are trained anew when the micro world "
+    "changes, so compare the weights' digests. Never with a metric of real pictures."
+)
+GAP = (
+    "None for the 64x64 pictures that the micro models draw. Where pictures of 100 to 1344 px are resized, rewards "
+    "differ from scores by {} on average and {} at most (`python -m metrics.gap {}`)."
+)
+LONG_PROMPTS = (
+    "Cut to 12 tokens, the end token kept; no prompt of the micro world is longer. Cut prompts are counted."
+)
 MEND = "restore it with git, or make it: python -m benchmarks.micro.make"
 
 
@@ -59,6 +74,12 @@ class MicroClip(ClipScore):
         differentiable=True,
         preprocessing="as clip_score: PIL bicubic; as a reward, antialiased bicubic on floats. Equal at 64x64.",
         micro=True,
+        comparable=SAME_WORLD,
+        fooled_by="Training on it: a rise is real only where micro_clip_heldout and shapes_geneval rise, too. It "
+        "tells right from wrong pictures of some categories less well than of others: benchmarks/micro/README.md.",
+        long_prompts=LONG_PROMPTS,
+        tensor_gap=GAP.format("0.001", "0.0061", "micro_clip"),
+        citation=HESSEL,
     )
     features = ("micro/clip:image", "micro/clip:text")
 
@@ -79,6 +100,12 @@ class MicroClipHeldout(ClipScore):
         differentiable=True,
         preprocessing="as clip_score: PIL bicubic; as a reward, antialiased bicubic on floats. Equal at 64x64.",
         micro=True,
+        comparable=SAME_WORLD + " Not with micro_clip either: its scale is another one.",
+        fooled_by="The same as micro_clip, as soon as something is trained on it. Blind spots that come from the "
+        "data are shared: both saw renders of the same few shapes.",
+        long_prompts=LONG_PROMPTS,
+        tensor_gap=GAP.format("0.00002", "0.00005", "micro_clip_heldout"),
+        citation=HESSEL,
     )
     features = ("micro/clip_heldout:image", "micro/clip_heldout:text")
 
@@ -99,6 +126,11 @@ class MicroAesthetic(PerImage):
         differentiable=True,
         preprocessing="PIL bicubic to 64x64; as a reward, antialiased bicubic on floats. Equal at 64x64.",
         micro=True,
+        comparable=SAME_WORLD + " The zero is where a picture looks half like a render and half like a degraded one.",
+        fooled_by="Anything that raises contrast, saturation and steep edges: checkerboards of yellow and blue score "
+        "9 to 11, 200 clean renders -2.0 to 3.7. It reads no prompt.",
+        tensor_gap=GAP.format("0.007", "0.034", "micro_aesthetic"),
+        citation="This project: metrics/micro/aesthetic.py",
     )
     features = ("micro/aesthetic:score",)
 
@@ -122,5 +154,9 @@ class MicroDiversity(PairwiseDiversity):
         preprocessing="PIL bicubic; none at 64x64",
         min_images_per_prompt=2,
         micro=True,
+        comparable=SAME_WORLD + " And only with as many images per prompt.",
+        fooled_by="Noise, artefacts and wrong pictures: all of them are different. A model that ignores its prompt "
+        "is as diverse as can be.",
+        citation="DP-DMD: mean pairwise 1 - cos over the images of a prompt, there in DINO and CLIP features",
     )
     features = ("micro/clip_heldout:image",)

@@ -86,3 +86,10 @@ def test_unknown_sets_and_files_are_named(tmp_path: Path) -> None:
     (tmp_path / "latin.jsonl").write_bytes(b'{"prompt": "\xe9"}')
     with pytest.raises(UserError, match="not UTF-8"):
         read_prompts(tmp_path / "latin.jsonl")
+
+
+def test_plain_text_is_a_prompt_a_line_and_repeated_lines_are_one_prompt(tmp_path: Path) -> None:
+    path = tmp_path / "list.txt"
+    path.write_text("a red circle\n\n a blue square \na red circle\n", encoding="utf-8")
+    prompts = read_prompts(path).prompts
+    assert [(prompt.id, prompt.text) for prompt in prompts] == [("00000", "a red circle"), ("00001", "a blue square")]

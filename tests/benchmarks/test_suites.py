@@ -3,7 +3,7 @@ from pathlib import Path
 import pytest
 
 from benchmarks.suites import available_suites, read_suite
-from metrics.base import UserError
+from metrics.base import UserError, available
 
 TASK = '[[tasks]]\nname = "{name}"\nprompts = "p.jsonl"\nmetrics = ["m"]\n'
 
@@ -16,6 +16,14 @@ def write(folder: Path, name: str, text: str) -> str:
 def test_full_holds_every_task_of_every_shipped_suite() -> None:
     full = {task.name for task in read_suite("full").tasks}
     assert full == {task.name for name in available_suites() for task in read_suite(name).tasks}
+
+
+def test_every_metric_that_a_suite_names_exists() -> None:
+    known = available()
+    for name in available_suites():
+        for task in read_suite(name).tasks:
+            assert set(task.metrics) <= known.keys()
+            assert name == "micro" or task.min_side == 256 or task.name == "micro"  # micro pictures say nothing there
 
 
 def test_micro_measures_with_the_five_metrics_of_the_micro_world() -> None:

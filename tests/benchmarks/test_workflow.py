@@ -11,6 +11,7 @@ import pytest
 from filelock import FileLock
 
 from benchmarks.plan import Overrides
+from benchmarks.screen import show_result
 from benchmarks.store import JOURNAL, RESULT, Run
 from benchmarks.workflow import Settings, evaluate, prepare, work
 from leaderboards.schema import Result, read_result
@@ -213,9 +214,17 @@ def test_a_metric_added_later_draws_nothing_again(
     assert frozen(settings().out) == uninterrupted
 
 
+def test_a_run_that_leaves_out_a_whole_task_is_partial(pristine_pipeline: Path, suite: Path, settings: Make) -> None:
+    suite.write_text(TWO_TASKS)
+    result = evaluate(pristine_pipeline, str(suite), settings(overrides=Overrides(metrics=("toy_spread",))))
+    assert [task.status for task in result.tasks] == ["skipped", "partial", "skipped"]
+    assert result.status == "partial"
+    assert not (settings().out / "guided").exists()
+
+
 def test_a_metric_that_fails_leaves_the_others(pristine_pipeline: Path, suite: Path, settings: Make) -> None:
     wider = rewrite(suite, '"toy_spread"]', '"toy_spread", "toy_nan", "toy_gone"]')
-    result = evaluate(pristine_pipeline, wider, settings())
+    result = evaluate(pristine_pipeline, wider, settings(skip_missing=True))
     metrics = result.tasks[0].metrics
     assert {name: metric.status for name, metric in metrics.items()} == {
         "toy_redness": "ok",
@@ -227,6 +236,42 @@ def test_a_metric_that_fails_leaves_the_others(pristine_pipeline: Path, suite: P
     assert "toy_nan" in metrics["toy_nan"].reason and "colors-1" in metrics["toy_nan"].reason
     assert "python -m make.them (3 GB)" in metrics["toy_gone"].reason
     assert result.status == "partial"
+
+
+def test_missing_weights_stop_a_run_before_anything_is_drawn(
+    pristine_pipeline: Path, suite: Path, settings: Make
+) -> None:
+    wider = rewrite(suite, '"toy_spread"]', '"toy_spread", "toy_gone"]')
+    with pytest.raises(UserError, match=r"no weights for toy_gone; python -m make.them \(3 GB\).*--skip-missing"):
+        evaluate(pristine_pipeline, wider, settings())
+    assert not settings().out.exists()
+
+
+def test_weights_that_only_an_impossible_task_lacks_stop_nothing(
+    pristine_pipeline: Path, suite: Path, settings: Make
+) -> None:
+    large = '[[tasks]]\nname = "large"\nprompts = "prompts.jsonl"\nmetrics = ["toy_gone"]\nmin_side = 256\n'
+    suite.write_text(suite.read_text() + large)
+    result = evaluate(pristine_pipeline, str(suite), settings())
+    assert [task.status for task in result.tasks] == ["ok", "skipped"]
+    assert result.tasks[1].reason == "for models that draw at least 256 pixels a side; this one draws 16x16"
+
+
+def test_prompts_that_were_cut_are_counted_once_for_all_their_images(
+    pristine_pipeline: Path, suite: Path, settings: Make, capsys: pytest.CaptureFixture[str]
+) -> None:
+    cut = rewrite(suite, '"toy_spread"]', '"toy_long"]')
+    result = evaluate(pristine_pipeline, cut, settings())
+    assert result.tasks[0].metrics["toy_long"].n_truncated == 2
+    assert result.tasks[0].metrics["toy_redness"].n_truncated == 0
+    show_result(result, settings().out)
+    assert "ok, 2 of 5 prompts cut" in capsys.readouterr().out
+
+
+def test_the_precision_of_a_metric_stands_in_its_result(pristine_pipeline: Path, suite: Path, settings: Make) -> None:
+    result = evaluate(pristine_pipeline, rewrite(suite, '"toy_spread"]', '"toy_long"]'), settings())
+    assert result.tasks[0].metrics["toy_long"].precision == "bfloat16"
+    assert result.tasks[0].metrics["toy_redness"].precision == "float32"
 
 
 def test_a_task_for_other_models_is_listed_with_its_reason(

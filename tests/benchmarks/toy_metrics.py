@@ -19,11 +19,21 @@ def channel_means(arrays: list[np.ndarray]) -> Tensor:
     return torch.stack([torch.from_numpy(array.astype(np.float32)).mean(dim=(0, 1)) / 255 for array in arrays])
 
 
+def broken_forward(arrays: list[np.ndarray]) -> Tensor:
+    """Tests put something here that fails."""
+    raise NotImplementedError
+
+
 @register_encoders("toy")
 def toy_encoders(device: torch.device) -> Mapping[str, Encoder]:
+    def lengths(texts: list[str]) -> Tensor:
+        return torch.tensor([[float(len(text))] for text in texts])
+
     gone = WeightFolder(path=Path("no/such/folder"), mend="python -m make.them (3 GB)")
     return {
         "means": Encoder(reads="image", forward=channel_means, preprocessing=Uint8),
+        "text": Encoder(reads="text", forward=lengths, truncates=lambda text: " and " in text, precision="bfloat16"),
+        "broken": Encoder(reads="image", forward=lambda arrays: broken_forward(arrays), preprocessing=Uint8),
         "gone": Encoder(reads="image", forward=channel_means, preprocessing=Uint8, weights=gone),
     }
 
@@ -74,6 +84,28 @@ class NotFinite(PerImage):
         score = features["toy:means"][:, 0].clone()
         score[[prompt.id == "colors-1" for prompt in batch.prompts]] = float("nan")
         return {"score": score}
+
+
+@register
+class Long(PerImage):
+    """A metric whose encoder reads prompts up to the word "and", in bfloat16."""
+
+    card = card("toy_long")
+    features = ("toy:text",)
+
+    def measure(self, features: Features, batch: Batch) -> Rows:
+        return {"score": features["toy:text"][:, 0]}
+
+
+@register
+class Broken(PerImage):
+    """A metric whose encoder fails."""
+
+    card = card("toy_broken")
+    features = ("toy:broken",)
+
+    def measure(self, features: Features, batch: Batch) -> Rows:
+        return {"score": features["toy:broken"][:, 0]}
 
 
 @register

@@ -119,10 +119,38 @@ def toy_metrics(
 
     metrics = {cls.card.id: cls for cls in (ToyClip, ToyClipHeldout, ToyDiversity)}
     base.available()  # register the built-in ones first: their modules register when they are imported
-    monkeypatch.setattr(base, "_METRICS", {**base._METRICS, **metrics})
+    for identity, cls in metrics.items():
+        monkeypatch.setitem(base._METRICS, identity, cls)
     factories = {
         "toy/clip": lambda device: transformers_clip.encoders(clip_folder, device),
         "toy/clip_heldout": lambda device: open_clip.encoders(open_clip_folder, device),
     }
-    monkeypatch.setattr(features, "_FACTORIES", {**features._FACTORIES, **factories})
+    for name, factory in factories.items():
+        monkeypatch.setitem(features._FACTORIES, name, factory)
     return metrics
+
+
+@pytest.fixture(scope="session")
+def clip_family_folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """Seeded, shrunken weights of the whole CLIP family under their true file names and keys; no test changes it."""
+    from tests.parity import clip_native
+
+    folder = tmp_path_factory.mktemp("clip_family")
+    clip_native.write_weights(folder)
+    return folder
+
+
+@pytest.fixture
+def clip_family(clip_family_folder: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
+    """Let every published CLIP be the shrunken one for one test; return the folder of weights."""
+    from metrics.encoders import published
+    from metrics.weights.places import FOLDER, SYNTHETIC
+    from tests.parity import clip_common, clip_native
+
+    monkeypatch.setenv(FOLDER, str(clip_family_folder))
+    monkeypatch.setenv(SYNTHETIC, "1")
+    monkeypatch.setattr(published, "CLIP_L14", clip_common.CLIP)
+    monkeypatch.setattr(published, "CLIP_B32", clip_common.CLIP)
+    monkeypatch.setattr(published, "PICK", clip_common.PICK)
+    monkeypatch.setattr(published, "named", clip_native.shrunken)
+    return clip_family_folder

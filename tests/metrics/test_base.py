@@ -30,7 +30,7 @@ def test_an_unknown_id_names_the_nearest_one(toy_metrics: dict[str, type]) -> No
 
 
 def test_a_plugin_registers_by_being_imported(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(base, "_METRICS", {})
+    monkeypatch.setattr(base, "_METRICS", base.Registry("metric"))
     monkeypatch.syspath_prepend(tmp_path)
     (tmp_path / "their_metric.py").write_text(
         "from types import SimpleNamespace\n"

@@ -176,10 +176,43 @@ def test_missing_weights_are_told_before_anything_is_loaded(
     from metrics.weights import WeightFolder
 
     gone = WeightFolder(path=tmp_path / "gone", mend="run: fetch toy")
-    encoders = {"toy/clip": lambda device: transformers_clip.encoders(gone, device)}
-    monkeypatch.setattr(features, "_FACTORIES", {**features._FACTORIES, **encoders})
+    monkeypatch.setitem(features._FACTORIES, "toy/clip", lambda device: transformers_clip.encoders(gone, device))
     scorer = Scorer(["toy_clip", "toy_clip_heldout"])
     assert "run: fetch toy" in str(scorer.missing("toy_clip"))
     assert scorer.missing("toy_clip_heldout") is None
     with pytest.raises(UserError, match="run: fetch toy"):
         scorer.score(pictures, batch())
+
+
+def test_prompts_that_an_encoder_cuts_are_marked_in_the_rows(
+    monkeypatch: pytest.MonkeyPatch, pictures: list[Image.Image]
+) -> None:
+    from dataclasses import replace
+
+    from metrics import features
+
+    asked: list[str] = []
+
+    def long(text: str) -> bool:
+        asked.append(text)
+        return len(text) > 12
+
+    whole = features._FACTORIES["toy/clip"]
+
+    def encoders(device: torch.device) -> dict[str, features.Encoder]:
+        made = whole(device)
+        return {**made, "text": replace(made["text"], truncates=long)}
+
+    monkeypatch.setitem(features._FACTORIES, "toy/clip", encoders)
+    rows = Scorer(["toy_clip", "toy_clip_heldout"]).score(pictures, batch())
+    assert torch.as_tensor(rows["toy_clip"]["prompt_truncated"]).tolist() == [len(text) > 12 for text in TEXTS]
+    assert sorted(asked) == sorted(set(TEXTS))
+    assert "prompt_truncated" not in rows["toy_clip_heldout"]
+
+
+def test_announced_prompts_give_the_same_scores(pictures: list[Image.Image]) -> None:
+    announced, plain = Scorer(IDS, texts=TEXTS), Scorer(IDS)
+    prepared = announced.prepare(pictures)
+    for identity in ("toy_clip", "toy_clip_heldout"):
+        first = announced.measure(identity, announced.features(prepared, batch()), batch())
+        assert torch.equal(scores(first), scores(plain.score(pictures, batch())[identity]))

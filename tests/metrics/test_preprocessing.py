@@ -5,7 +5,7 @@ from PIL import Image
 
 from metrics.base import UserError
 from metrics.images import to_tensor
-from metrics.preprocessing import CLIP_MEAN, CLIP_STD, Resized, Uint8
+from metrics.preprocessing import CLIP_MEAN, CLIP_STD, Resized, SquareFirst, Uint8
 
 SIZES = [(32, 32), (64, 64), (100, 64), (48, 100), (33, 40), (20, 24), (131, 37), (64, 70), (39, 32)]
 GREY_LEVEL = 1 / 255 / min(CLIP_STD)  # of a normalised pixel
@@ -83,3 +83,63 @@ def test_a_crop_that_is_not_square_is_refused() -> None:
     with pytest.raises(UserError, match="32x48 pixels needs the preprocessing 'squash'"):
         Resized(size=(32, 48))
     assert Resized(size=(32, 48), resize="squash").from_pil([Image.new("RGB", (7, 9))]).shape == (1, 3, 32, 48)
+
+
+@pytest.mark.parametrize("size", SIZES)
+def test_padded_floats_equal_torchvisions_steps(size: tuple[int, int], noise_picture) -> None:
+    from torchvision.transforms import functional as vision
+
+    image = noise_picture(*size, 0)
+    scale = 32 / max(size)
+    pixels = to_tensor([image])[0]
+    if scale != 1:
+        height, width = (round(side * scale) for side in size)
+        pixels = vision.resize(pixels, [height, width], vision.InterpolationMode.BICUBIC, antialias=True)
+        rows, columns = 32 - height, 32 - width
+        border = [columns // 2, rows // 2, columns - columns // 2, rows - rows // 2]
+        pixels = vision.pad(pixels, border)
+    expected = vision.normalize(pixels, CLIP_MEAN, CLIP_STD)
+    padded = Resized(size=(32, 32), resize="longest", official="tensor")
+    assert torch.allclose(padded.from_pil([image])[0], expected, atol=1e-6)
+    assert torch.equal(padded.from_pil([image]), padded.from_tensor(to_tensor([image])))
+
+
+def test_the_border_of_a_padded_picture_is_black_and_longer_below() -> None:
+    white = torch.ones(1, 3, 7, 32)
+    plain = Resized(size=(32, 32), resize="longest", official="tensor", mean=(0.0,) * 3, std=(1.0,) * 3)
+    rows = plain.from_tensor(white)[0, 0].mean(dim=1)
+    assert rows.tolist() == [0.0] * 12 + [1.0] * 7 + [0.0] * 13
+
+
+def test_square_pictures_are_padded_as_they_are_cropped(noise_picture) -> None:
+    pixels = to_tensor([noise_picture(100, 100, 3)])
+    padded = Resized(size=(32, 32), resize="longest", official="tensor")
+    assert torch.equal(padded.from_tensor(pixels), Resized(size=(32, 32)).from_tensor(pixels))
+
+
+def test_squash_without_antialias_is_plain_interpolation(noise_picture) -> None:
+    pixels = to_tensor([noise_picture(100, 64, 3)])
+    plain = Resized(
+        size=(32, 32), resize="squash", antialias=False, official="tensor", mean=(0.0,) * 3, std=(1.0,) * 3
+    )
+    assert torch.equal(plain.from_tensor(pixels), torch.nn.functional.interpolate(pixels, (32, 32), mode="bicubic"))
+
+
+def test_what_pil_cannot_do_must_be_declared() -> None:
+    with pytest.raises(UserError, match="official='tensor'"):
+        Resized(size=(32, 32), resize="longest")
+    with pytest.raises(UserError, match="official='tensor'"):
+        Resized(size=(32, 32), antialias=False)
+
+
+def test_the_middle_square_is_taken_before_lanczos(noise_picture) -> None:
+    wide = Image.new("RGB", (90, 30), "red")
+    wide.paste("blue", (30, 0, 60, 30))
+    square = SquareFirst(side=64, then=Resized(size=(32, 32)))
+    assert torch.equal(square.from_pil([wide]), square.from_pil([Image.new("RGB", (30, 30), "blue")]))
+    with pytest.raises(UserError, match="no gradient"):
+        square.from_tensor(torch.zeros(1, 3, 8, 8))
+
+
+def test_floats_in_double_precision_stay_double() -> None:
+    assert Resized(size=(8, 8)).from_tensor(torch.rand(1, 3, 20, 20, dtype=torch.float64)).dtype == torch.float64

@@ -5,17 +5,47 @@ Only safetensors are read. A pickle can run code when it is opened, and so can a
 """
 
 import hashlib
-import json
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import Any, Protocol
 
 from torch import Tensor
 
 from metrics.base import UserError
+from metrics.weights.files import PICKLES, READ, read_json, read_safetensors, refuse_remote_code
 
-PICKLES = frozenset({".bin", ".pt", ".pth", ".ckpt", ".pkl"})
-READ = frozenset({".safetensors", ".json", ".txt"})  # weights, configs, tokenizers: all that decides a feature
+
+class Weights(Protocol):
+    """What an encoder reads. Hashable, and cheap to make: nothing is read from disk before a method is called."""
+
+    @property
+    def mend(self) -> str:
+        """The command that brings the weights, as the end of an error message."""
+        ...
+
+    def missing(self) -> str | None:
+        """Return why the weights cannot be used and what mends it, or None where they can be."""
+        ...
+
+    def check(self) -> None:
+        """Raise UserError where the weights are incomplete, not what they should be, or ask to run code."""
+        ...
+
+    def folder(self) -> Path:
+        """Return the folder in which the files lie. Raises UserError where they are missing."""
+        ...
+
+    def json(self, name: str) -> dict[str, Any]:
+        """Return one of the JSON files. Raises UserError where it is not valid JSON."""
+        ...
+
+    def tensors(self, name: str) -> dict[str, Tensor]:
+        """Return the state dict of one file, on the CPU. Raises UserError where it is truncated or damaged."""
+        ...
+
+    def digest(self) -> str:
+        """Return the sha256 over names and contents of the files. Raises UserError as `check` does."""
+        ...
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -43,29 +73,21 @@ class WeightFolder:
         if reason := self.missing():
             raise UserError(reason)
         for file in sorted(self.path.glob("*config*.json")):
-            if "auto_map" in self.json(file.name):
-                raise UserError(f"{file}: 'auto_map' asks to run code from the folder; remote code is never run")
+            refuse_remote_code(file, self.mend)
+
+    def folder(self) -> Path:
+        """Return the folder. Raises UserError where it is incomplete."""
+        self.check()
+        return self.path
 
     def json(self, name: str) -> dict[str, Any]:
         """Return one of the folder's JSON files. Raises UserError where it is not valid JSON."""
-        try:
-            content = json.loads((self.path / name).read_text(encoding="utf-8"))
-        except (json.JSONDecodeError, UnicodeDecodeError) as error:
-            raise UserError(f"{self.path / name}: not valid JSON ({error}); {self.mend}") from error
-        if not isinstance(content, dict):
-            raise UserError(f"{self.path / name}: expected an object, found a {type(content).__name__}")
-        return content
+        return read_json(self.path / name, self.mend)
 
     def tensors(self, name: str) -> dict[str, Tensor]:
         """Return the state dict of one safetensors file. Raises UserError where it is truncated or damaged."""
-        from safetensors import SafetensorError
-        from safetensors.torch import load_file
-
         self.check()
-        try:
-            return load_file(self.path / name)
-        except SafetensorError as error:
-            raise UserError(f"{self.path / name}: truncated or damaged ({error}); {self.mend}") from error
+        return read_safetensors(self.path / name, self.mend)
 
     def digest(self) -> str:
         """Return the sha256 over names and contents of the files a model is built from."""

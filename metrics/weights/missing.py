@@ -1,0 +1,33 @@
+"""What a plan lacks, in one table: weights, the metrics that wait for them, size, licence, and the command."""
+
+from collections.abc import Iterable, Mapping
+
+from rich.table import Table
+
+from metrics.weights.folder import Weights
+from metrics.weights.pinned import ManifestWeights
+
+
+def missing_table(wanted: Mapping[str, Iterable[Weights]]) -> Table | None:
+    """Return a table of the weights that are not here, None where all are.
+
+    wanted: the weights behind each metric, by its id (`metrics.loaded.Scorer.weights`)
+    """
+    waiting: dict[Weights, list[str]] = {}
+    for metric, several in wanted.items():
+        for weights in several:
+            if weights.missing():
+                waiting.setdefault(weights, []).append(metric)
+    if not waiting:
+        return None
+    table = Table(box=None, pad_edge=False, header_style="bold")
+    for column in ("missing", "wanted by", "size", "licence", "what to do"):
+        table.add_column(column, overflow="fold")
+    for weights, metrics in waiting.items():
+        if isinstance(weights, ManifestWeights):
+            entry = weights.entry
+            command = entry.mend.removeprefix("run: ")
+            table.add_row(entry.title, ", ".join(metrics), entry.size, entry.licence, command)
+        else:
+            table.add_row(str(weights.missing()), ", ".join(metrics), "", "", weights.mend)
+    return table

@@ -1,0 +1,50 @@
+import re
+
+import pytest
+
+from metrics.weights import PICKLES, Entry, entries
+
+SHORT_IDS = {
+    "clip-vit-large-patch14",
+    "clip-vit-b-32",
+    "clip-vit-g-14-laion2b",
+    "dfn5b-clip-vit-h-14-378",
+    "laion-aesthetic-v2",
+    "pick-score-v1",
+    "hps-v2",
+    "hps-v2.1",
+    "hps-v3",
+    "image-reward-v1",
+    "bert-base-uncased-vocab",
+}
+
+
+@pytest.mark.parametrize("entry", entries().values(), ids=lambda entry: entry.id)
+def test_every_entry_says_where_its_files_come_from_and_what_they_are(entry: Entry) -> None:
+    assert entry.title
+    assert entry.licence
+    assert entry.page.startswith("https://")
+    assert re.fullmatch(r"[0-9a-f]{40}", entry.revision) or not entry.repo
+    assert len({file.name for file in entry.files}) == len(entry.files) > 0
+    for file in entry.files:
+        assert re.fullmatch(r"[0-9a-f]{64}|", file.sha256)
+        assert bool(file.sha256) == bool(file.bytes)  # who knows the one knows the other
+        assert not (file.bytes and file.about)
+        assert file.pickle == any(file.name.endswith(suffix) for suffix in PICKLES)
+        assert bool(file.url) != bool(entry.repo)
+        if file.url:
+            assert file.url.startswith("https://")
+            assert file.pinned  # no hub vouches for it
+
+
+def test_all_weights_of_the_preference_metrics_are_listed() -> None:
+    assert entries().keys() >= SHORT_IDS
+
+
+def test_sizes_are_readable_and_never_invented() -> None:
+    known = entries()
+    assert known["laion-aesthetic-v2"].size == "3.7 MB"
+    assert known["pick-score-v1"].size == "about 3.9 GB"
+    assert known["qwen2-vl-7b-instruct-tokenizer"].size == "size not known"
+    assert not known["pick-score-v1"].pinned
+    assert known["hps-v2.1"].pinned

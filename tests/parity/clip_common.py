@@ -1,0 +1,153 @@
+"""What official and native side of the CLIP family's parity share: seeded weights, pairs, architectures, the file.
+
+Imports nothing but NumPy and Pillow, so that an environment of old packages makes the same bytes as ours.
+"""
+
+import hashlib
+import json
+from collections.abc import Iterator, Mapping
+from pathlib import Path
+
+import numpy as np
+from PIL import Image
+
+PAIRS = 64
+SHOWN = 6  # pairs whose pixels and gradients are recorded, too: one of each shape
+VOCABULARY, CONTEXT = 49408, 77
+SIDE = 24  # of the shrunken models' input
+
+SHAPES = (  # H, W
+    (SIDE, SIDE),
+    (64, 96),
+    (90, 30),
+    (37, 61),
+    (11, 9),
+    (1024, 1024),
+    (48, 48),
+    (31, 29),
+    (200, 100),
+    (25, 24),
+)
+MODES = ("RGB", "RGB", "L", "P", "RGBA", "LA")
+PROMPTS = (
+    "a red circle",
+    "",
+    "two “curly” quotes and it’s fine",
+    "salt &amp; pepper &lt;b&gt;",
+    "a café in São Paulo",
+    "cafe\u0301 and ﬁne ligatures ﬄ",
+    "🦊🌊 a fox 👩‍👩‍👧 by the sea",
+    "A   Photo\tof\n\nTWO Dogs!!!",
+    "北京的故宫, in winter",
+    "a very long prompt about a castle on a hill, " * 12,
+    "x" * 400,
+    "3 cats, 12 dogs & 1,000 birds: 50% off",
+    " ".join(["word"] * 75),
+    " ".join(["word"] * 76),
+    "ａｎ ｉｍａｇｅ of №5",
+    "don't we've I'll they're",
+)
+
+# Shrunken: true layout, vocabulary and context; small widths, head widths of their own, few layers.
+CLIP = {
+    "projection_dim": 768,
+    "vision_config": {
+        "hidden_act": "quick_gelu",
+        "hidden_size": 128,
+        "intermediate_size": 512,
+        "num_hidden_layers": 2,
+        "num_attention_heads": 2,
+        "patch_size": 8,
+        "image_size": SIDE,
+    },
+    "text_config": {
+        "hidden_act": "quick_gelu",
+        "eos_token_id": 49407,
+        "hidden_size": 32,
+        "intermediate_size": 128,
+        "num_hidden_layers": 2,
+        "num_attention_heads": 4,
+    },
+}
+PICK = {
+    "projection_dim": 40,
+    "vision_config": {**CLIP["vision_config"], "hidden_act": "gelu", "hidden_size": 80, "intermediate_size": 320},
+    "text_config": {**CLIP["text_config"], "hidden_act": "gelu"},
+}
+HPS = {
+    "embed_dim": 40,
+    "vision_cfg": {"image_size": SIDE, "layers": 2, "width": 80, "head_width": 20, "patch_size": 8},
+    "text_cfg": {"context_length": CONTEXT, "vocab_size": VOCABULARY, "width": 32, "heads": 4, "layers": 2},
+}
+
+
+def pair(index: int) -> tuple[Image.Image, str]:
+    """Return one picture, in its own mode, and its prompt: whole-number arithmetic only."""
+    height, width = SHAPES[index % len(SHAPES)]
+    mode = MODES[index // len(SHAPES) % len(MODES)]
+    generator = np.random.default_rng(index)
+    coarse = generator.integers(0, 256, (-(-height // 8), -(-width // 8), 3), dtype=np.uint8)
+    blocks = coarse.repeat(8, axis=0).repeat(8, axis=1)[:height, :width]
+    ramp = (np.arange(height)[:, None] * 5 + np.arange(width)[None] * 3)[..., None] % 64
+    noise = generator.integers(0, 64 if index % 2 else 8, (height, width, 3))
+    picture = Image.fromarray(((blocks // 2).astype(int) + ramp + noise).astype(np.uint8))
+    if mode == "P":
+        picture = picture.quantize(32, method=Image.Quantize.FASTOCTREE, dither=Image.Dither.NONE)
+    elif mode in ("RGBA", "LA"):
+        picture = picture.convert(mode)
+        picture.putalpha(Image.fromarray(noise[..., 0].astype(np.uint8)))
+    else:
+        picture = picture.convert(mode)
+    return picture, PROMPTS[index % len(PROMPTS)]
+
+
+def pairs(count: int = PAIRS) -> Iterator[tuple[Image.Image, str]]:
+    """Return the pairs as both sides see them: alpha dropped, RGB."""
+    for index in range(count):
+        picture, prompt = pair(index)
+        yield picture.convert("RGB"), prompt
+
+
+def seeded_tensor(name: str, shape: tuple[int, ...]) -> np.ndarray:
+    """Return float32 values of one weight, which depend on its name and shape alone.
+
+    Biases are not 0 and norms not 1, as they are after the libraries' own initialisation: that hides mistakes.
+    """
+    seed = int.from_bytes(hashlib.sha256(name.encode()).digest()[:8], "little")
+    generator = np.random.Generator(np.random.PCG64(seed))
+    values = generator.standard_normal(shape, dtype=np.float32)
+    if name == "logit_scale":
+        return np.asarray(3 + 0.1 * values, np.float32)
+    norm = any(part in name for part in ("ln_", "norm", "layrnorm"))
+    if name.endswith("bias") or len(shape) == 1:
+        return (1 if norm and name.endswith("weight") else 0) + np.float32(0.2) * values
+    if "embedding" in name and "patch" not in name:
+        return np.float32(0.5) * values
+    return values * np.float32(1.5 / np.sqrt(np.prod(shape[1:])))
+
+
+def seeded_weights(shapes: Mapping[str, tuple[int, ...]]) -> dict[str, np.ndarray]:
+    """Return a whole state dict by key."""
+    return {name: seeded_tensor(name, tuple(shapes[name])) for name in sorted(shapes)}
+
+
+def checksum(weights: Mapping[str, np.ndarray]) -> str:
+    """Return the sha256 over names, shapes and values of a state dict."""
+    total = hashlib.sha256()
+    for name in sorted(weights):
+        total.update(f"{name} {weights[name].shape}\n".encode())
+        total.update(np.ascontiguousarray(weights[name], np.float32))
+    return total.hexdigest()
+
+
+def save(path: Path, stages: Mapping[str, np.ndarray], about: Mapping[str, object]) -> None:
+    """Write one official run: the stages beside what made them."""
+    path.parent.mkdir(parents=True, exist_ok=True)
+    np.savez_compressed(path, **{name: np.asarray(values) for name, values in stages.items()})
+    path.with_suffix(".json").write_text(json.dumps(about, indent=1, sort_keys=True) + "\n", encoding="utf-8")
+
+
+def load(path: Path) -> tuple[dict[str, np.ndarray], dict[str, object]]:
+    """Return the stages of an official run and what made them."""
+    with np.load(path) as stages:
+        return dict(stages), json.loads(path.with_suffix(".json").read_text(encoding="utf-8"))

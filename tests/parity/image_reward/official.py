@@ -1,0 +1,191 @@
+"""The package image-reward on seeded weights, stage by stage; own environment (`tox -e parity-image-reward`).
+
+    python -m tests.parity.image_reward.official           shrunken, writes tests/golden/image_reward/shrunken.npz
+    python -m tests.parity.image_reward.official --full    447 M parameters, writes runs/parity/image-reward-full.npz
+
+The classes are the package's own. Empty modules stand for its parents, whose imports need diffusers, datasets and
+openai-clip, and for fairscale's checkpoint wrapper, which inference never calls; three helpers lie where transformers
+kept them when the package was written. The vocabulary is made up: the real one is on the hub, and ids are ids.
+"""
+
+import argparse
+import importlib
+import importlib.metadata
+import importlib.util
+import json
+import sys
+import tempfile
+import types
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+import torch.nn.functional as F
+from torchvision.transforms import CenterCrop, Compose, InterpolationMode, Normalize, Resize
+
+from tests.parity import common
+
+ROOT = Path(__file__).resolve().parents[3]
+MEAN, STD = (0.48145466, 0.4578275, 0.40821073), (0.26862954, 0.26130258, 0.27577711)
+MED_CONFIG = {
+    "architectures": ["BertModel"],
+    "attention_probs_dropout_prob": 0.1,
+    "hidden_act": "gelu",
+    "hidden_dropout_prob": 0.1,
+    "hidden_size": 768,
+    "initializer_range": 0.02,
+    "intermediate_size": 3072,
+    "layer_norm_eps": 1e-12,
+    "max_position_embeddings": 512,
+    "model_type": "bert",
+    "num_attention_heads": 12,
+    "num_hidden_layers": 12,
+    "pad_token_id": 0,
+    "add_type_embeddings": False,
+    "vocab_size": 30524,
+    "encoder_width": 768,
+    "add_cross_attention": True,
+}
+TOKENS, WIDTH = 3, 16  # of the image features that are recorded
+
+
+def import_package() -> Any:
+    """Return ImageReward.ImageReward without running the package's own __init__ files."""
+    found = importlib.util.find_spec("ImageReward")
+    assert found is not None and found.origin is not None, "run it by `tox -e parity-image-reward`"
+    home = Path(found.origin).parent
+    for name, folder in (("ImageReward", home), ("ImageReward.models", home / "models")):
+        module = types.ModuleType(name)
+        module.__path__ = [str(folder)]
+        sys.modules[name] = module
+    parts = ["fairscale", "nn", "checkpoint", "checkpoint_activations"]
+    for count in range(1, len(parts) + 1):
+        sys.modules[".".join(parts[:count])] = types.ModuleType(".".join(parts[:count]))
+    sys.modules[".".join(parts)].checkpoint_wrapper = None  # type: ignore[attr-defined]
+    from transformers import modeling_utils, pytorch_utils
+
+    for helper in ("apply_chunking_to_forward", "find_pruneable_heads_and_indices", "prune_linear_layer"):
+        setattr(modeling_utils, helper, getattr(pytorch_utils, helper))
+    return importlib.import_module("ImageReward.ImageReward")
+
+
+def make_tokenizer() -> Any:
+    """Return the package's tokenizer over the made-up vocabulary."""
+    from transformers import BertTokenizer
+
+    path = Path(tempfile.mkdtemp()) / "vocab.txt"
+    path.write_text("\n".join(common.VOCABULARY) + "\n", encoding="utf-8")
+    blip = importlib.import_module("ImageReward.models.BLIP.blip")
+    blip.BertTokenizer = types.SimpleNamespace(from_pretrained=lambda name: BertTokenizer(str(path)))
+    return blip.init_tokenizer()
+
+
+def make_model(package: Any, full: bool) -> tuple[Any, str, int]:
+    """Return the model with seeded weights, these weights' checksum and the number of their keys."""
+    pretrain = importlib.import_module("ImageReward.models.BLIP.blip_pretrain")
+    tokenizer = make_tokenizer()
+    pretrain.init_tokenizer = lambda: tokenizer
+    if not full:
+        vit = importlib.import_module("ImageReward.models.BLIP.vit")
+        sizes = common.VISION
+
+        def create_vit(name: str, image_size: int, *others: Any) -> tuple[Any, int]:
+            width, blocks, heads = sizes["hidden_size"], sizes["num_hidden_layers"], sizes["num_attention_heads"]
+            tower = vit.VisionTransformer(
+                img_size=image_size, embed_dim=width, depth=blocks, num_heads=heads, drop_path_rate=0.1
+            )
+            return tower, width
+
+        pretrain.create_vit = create_vit
+    config = Path(tempfile.mkdtemp()) / "med_config.json"
+    config.write_text(json.dumps(MED_CONFIG | ({} if full else common.TEXT)))
+    model = package.ImageReward(med_config=str(config))
+    state = model.state_dict()
+    shapes = {name: tuple(tensor.shape) for name, tensor in state.items() if not name.endswith("position_ids")}
+    weights = common.seeded_weights(shapes)
+    model.load_state_dict({name: torch.from_numpy(values) for name, values in weights.items()}, strict=False)
+    return model.eval(), common.checksum(weights), len(state)
+
+
+def grey_levels(pixels: torch.Tensor) -> np.ndarray:
+    """Return normalised pixels [3, H, W] as the 8-bit values they were made of."""
+    levels = (pixels.double() * torch.tensor(STD)[:, None, None] + torch.tensor(MEAN)[:, None, None]) * 255
+    assert (levels - levels.round()).abs().max() < 1e-3
+    return levels.round().numpy().astype(np.uint8)
+
+
+def rewards_of_floats(model: Any, picture: Any, ids: torch.Tensor, mask: torch.Tensor) -> tuple[float, float]:
+    """Return the scores as ReFL's and RTDMD's rewards see a picture: floats, each resized in its own way."""
+    floats = torch.from_numpy(np.asarray(picture)).permute(2, 0, 1).float()[None] / 255
+    normalise = Normalize(MEAN, STD)
+    cropped = Compose([Resize(224, interpolation=InterpolationMode.BICUBIC), CenterCrop(224), normalise])(floats)
+    squashed = normalise(F.interpolate(floats, size=(224, 224), mode="bicubic", align_corners=False))
+    return model.score_gard(ids, mask, cropped).item(), model.score_gard(ids, mask, squashed).item()
+
+
+def record(package: Any, full: bool, count: int) -> tuple[dict[str, np.ndarray], dict[str, object]]:
+    """Return all stages and what made them."""
+    model, weights, keys = make_model(package, full)
+    tokenizer = model.blip.tokenizer
+    stages: dict[str, list[Any]] = {}
+    pixel_digests = []
+
+    def add(**values: Any) -> None:
+        for name, value in values.items():
+            stages.setdefault(name, []).append(value.detach().numpy() if isinstance(value, torch.Tensor) else value)
+
+    cut = {"padding": "max_length", "truncation": True, "max_length": 35, "return_tensors": "pt"}
+    for prompt in common.AWKWARD:
+        read = tokenizer(prompt, **cut)
+        add(ids=read.input_ids[0], mask=read.attention_mask[0])
+    for index, (picture, prompt) in enumerate(common.pairs(count)):
+        read = tokenizer(prompt, **cut)
+        pixels = model.preprocess(picture)[None]
+        pixel_digests.append(common.digest(grey_levels(pixels[0])))
+        with torch.no_grad():
+            refl, rtdmd = rewards_of_floats(model, picture, read.input_ids, read.attention_mask)
+            score = model.score(prompt, picture)
+        add(score=np.float32(score), refl=np.float32(refl), rtdmd=np.float32(rtdmd))
+        if index < common.SHOWN:
+            pixels.requires_grad_()
+            image = model.blip.visual_encoder(pixels)
+            hidden = model.blip.text_encoder(
+                read.input_ids,
+                attention_mask=read.attention_mask,
+                encoder_hidden_states=image,
+                encoder_attention_mask=torch.ones(image.shape[:-1], dtype=torch.long),
+                return_dict=True,
+            ).last_hidden_state[:, 0]
+            reward = model.score_gard(read.input_ids, read.attention_mask, pixels)
+            (gradient,) = torch.autograd.grad(reward.sum(), pixels)
+            strided = gradient[0, :, :: common.STRIDE, :: common.STRIDE]
+            add(image=image[0, :TOKENS, :WIDTH], hidden=hidden[0], gradient=strided, grad_max=gradient.abs().max())
+    first, second = [picture for picture, _ in common.pairs(2)]
+    ranks = {str(n): repr(model.inference_rank("a", [first, second][:n])[0]) for n in (1, 2)}
+    about: dict[str, object] = {
+        "official": "image-reward",
+        "weights": weights,
+        "keys": keys,
+        "parameters": sum(tensor.numel() for tensor in model.parameters()),
+        "pixels": pixel_digests,
+        "ranks": ranks,
+    }
+    return {name: np.stack(values) for name, values in stages.items()}, about
+
+
+def main() -> None:
+    """Record one run."""
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--full", action="store_true", help="the true architecture: 447 M parameters")
+    full = parser.parse_args().full
+    stages, about = record(import_package(), full, count=8 if full else common.PAIRS)
+    packages = ("image-reward", "torch", "torchvision", "transformers", "timm", "numpy", "pillow")
+    about["versions"] = {name: importlib.metadata.version(name) for name in packages}
+    path = ROOT / ("runs/parity/image-reward-full.npz" if full else "tests/golden/image_reward/shrunken.npz")
+    common.save(path, stages, about)
+    print(f"{path.relative_to(ROOT)}: {path.stat().st_size:,} bytes")
+
+
+if __name__ == "__main__":
+    main()
