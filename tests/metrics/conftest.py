@@ -145,12 +145,13 @@ def clip_family(clip_family_folder: Path, monkeypatch: pytest.MonkeyPatch) -> Pa
     """Let every published CLIP be the shrunken one for one test; return the folder of weights."""
     from metrics.encoders import published
     from metrics.weights.places import FOLDER, SYNTHETIC
-    from tests.parity import clip_common, clip_native
+    from tests.parity import clip_native
+    from tests.parity.clip import sizes
 
     monkeypatch.setenv(FOLDER, str(clip_family_folder))
     monkeypatch.setenv(SYNTHETIC, "1")
-    monkeypatch.setattr(published, "CLIP_L14", clip_common.CLIP)
-    monkeypatch.setattr(published, "CLIP_B32", clip_common.CLIP)
-    monkeypatch.setattr(published, "PICK", clip_common.PICK)
+    monkeypatch.setattr(published, "CLIP_L14", sizes.CLIP)
+    monkeypatch.setattr(published, "CLIP_B32", sizes.CLIP)
+    monkeypatch.setattr(published, "PICK", sizes.PICK)
     monkeypatch.setattr(published, "named", clip_native.shrunken)
     return clip_family_folder

@@ -8,8 +8,7 @@ import torch
 
 from metrics.aesthetic import AestheticHead
 from metrics.loaded import LoadedMetric
-from tests.parity import clip_common as common
-from tests.parity import clip_native
+from tests.parity import clip_native, common
 
 STAGES, _ = common.load(clip_native.GOLDEN / "clip.npz")
 

@@ -15,8 +15,8 @@ from metrics.encoders.clip_tokens import END, OpenAiTokens, SplicedTokens, Token
 from metrics.encoders.transformers_clip import ClipFile
 from metrics.preprocessing import CLIP_MEAN, CLIP_STD, Resized, SquareFirst
 from metrics.weights import manifest
-from tests.parity import clip_common as common
-from tests.parity import clip_native
+from tests.parity import clip_native, common
+from tests.parity.clip import sizes
 
 STAGES, ABOUT = common.load(clip_native.GOLDEN / "clip.npz")
 PIL = Resized(size=(24, 24), crop_offset="floor")
@@ -64,7 +64,7 @@ def test_gradient_matches_finite_differences_in_float64() -> None:
     assert torch.autograd.gradcheck(clip_score, (image, text))
 
 
-def native(config: dict[str, Any] = common.CLIP) -> ClipFile:
+def native(config: dict[str, Any] = sizes.CLIP) -> ClipFile:
     return ClipFile(manifest("clip-vit-large-patch14"), "model.safetensors", CPU, config)
 
 
@@ -76,11 +76,11 @@ def levels(preprocessing: Resized | SquareFirst, count: int) -> np.ndarray:
 
 
 def changed(tower: str, **values: object) -> dict[str, Any]:
-    return {**common.CLIP, f"{tower}_config": {**common.CLIP[f"{tower}_config"], **values}}
+    return {**sizes.CLIP, f"{tower}_config": {**sizes.CLIP[f"{tower}_config"], **values}}
 
 
 def test_the_seeded_weights_are_those_of_the_official_run() -> None:
-    layout = clip_native.transformers_layout(common.CLIP)
+    layout = clip_native.transformers_layout(sizes.CLIP)
     assert common.checksum(common.seeded_weights(layout)) == ABOUT["weights"]
 
 
@@ -169,17 +169,17 @@ def test_gradients_equal_the_official_ones(clip_family: Path) -> None:
         (changed("text", hidden_act="gelu"), PIL, TransformersTokens(), END),
         (changed("vision", num_attention_heads=4), PIL, TransformersTokens(), END),
         (changed("text", num_attention_heads=2), PIL, TransformersTokens(), END),
-        (common.CLIP, Resized(size=(24, 24)), TransformersTokens(), END),
+        (sizes.CLIP, Resized(size=(24, 24)), TransformersTokens(), END),
         (
-            common.CLIP,
+            sizes.CLIP,
             Resized(size=(24, 24), crop_offset="floor", interpolation="bilinear"),
             TransformersTokens(),
             END,
         ),
-        (common.CLIP, Resized(size=(24, 24), resize="squash"), TransformersTokens(), END),
-        (common.CLIP, PIL, OpenAiTokens(), END),
-        (common.CLIP, PIL, OpenAiTokens("A photo depicts "), END),
-        (common.CLIP, PIL, TransformersTokens(), 0),
+        (sizes.CLIP, Resized(size=(24, 24), resize="squash"), TransformersTokens(), END),
+        (sizes.CLIP, PIL, OpenAiTokens(), END),
+        (sizes.CLIP, PIL, OpenAiTokens("A photo depicts "), END),
+        (sizes.CLIP, PIL, TransformersTokens(), 0),
     ],
     ids=[
         "image-gelu",
@@ -198,7 +198,7 @@ def test_gradients_equal_the_official_ones(clip_family: Path) -> None:
 def test_a_mistake_breaks_the_golden(
     config: dict[str, Any], preprocessing: Resized, tokens: Tokens, end: int, clip_family: Path
 ) -> None:
-    assert wrong(common.CLIP, PIL, TransformersTokens(), END) <= 1e-6
+    assert wrong(sizes.CLIP, PIL, TransformersTokens(), END) <= 1e-6
     assert wrong(config, preprocessing, tokens, end) > 1e-4
 
 

@@ -11,8 +11,7 @@ from metrics.base import Batch, Prompt, UserError, make
 from metrics.features import FeatureRunner
 from metrics.images import to_tensor
 from metrics.loaded import LoadedMetric, Scorer
-from tests.parity import clip_common as common
-from tests.parity import clip_native
+from tests.parity import clip_native, common
 
 IDS = ("clip_score", "clip_score.rtdmd", "clip_score.unirl", "clip_score.imagereward", "clip_score.dmd2")
 IDS = (*IDS, "clip_score.hessel", "aesthetic", "pick_score", "pick_score.rtdmd", "hps_v2", "hps_v21", "dfn_clip")

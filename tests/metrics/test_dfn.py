@@ -6,8 +6,8 @@ import pytest
 import torch
 
 from metrics.loaded import LoadedMetric
-from tests.parity import clip_common as common
-from tests.parity import clip_native
+from tests.parity import clip_native, common
+from tests.parity.clip import sizes
 
 
 @pytest.mark.parametrize(("quick", "equal"), [(True, True), (False, False)], ids=["quick-gelu", "gelu"])
@@ -17,8 +17,8 @@ def test_scores_equal_open_clips_with_quick_gelu_only(quick: bool, equal: bool, 
     from open_clip.tokenizer import SimpleTokenizer
     from open_clip.transform import image_transform
 
-    model = CLIP(**common.HPS, quick_gelu=quick).eval()
-    model.load_state_dict(clip_native.seeded(clip_native.open_clip_layout(common.HPS)))
+    model = CLIP(**sizes.HPS, quick_gelu=quick).eval()
+    model.load_state_dict(clip_native.seeded(clip_native.open_clip_layout(sizes.HPS)))
     transform = image_transform(common.SIDE, is_train=False, resize_mode="squash")
     official = [
         torch.cosine_similarity(

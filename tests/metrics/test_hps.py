@@ -15,19 +15,19 @@ from metrics.encoders.published import padded
 from metrics.loaded import LoadedMetric
 from metrics.preprocessing import Preprocessing, Resized
 from metrics.weights import manifest
-from tests.parity import clip_common as common
-from tests.parity import clip_native
+from tests.parity import clip_native, common
+from tests.parity.clip import sizes
 
 STAGES, ABOUT = common.load(clip_native.GOLDEN / "hps.npz")
 CPU = torch.device("cpu")
 
 
-def native(config: dict[str, Any] = common.HPS) -> OpenClipFile:
+def native(config: dict[str, Any] = sizes.HPS) -> OpenClipFile:
     return OpenClipFile(manifest("hps-v2"), "HPS_v2_compressed.pt", CPU, lambda: config)
 
 
 def test_the_seeded_weights_are_those_of_the_official_run() -> None:
-    assert common.checksum(common.seeded_weights(clip_native.open_clip_layout(common.HPS))) == ABOUT["weights"]
+    assert common.checksum(common.seeded_weights(clip_native.open_clip_layout(sizes.HPS))) == ABOUT["weights"]
 
 
 def test_every_stage_equals_the_official_one(clip_family: Path) -> None:
@@ -78,13 +78,13 @@ class BlackMean:
     ("config", "preprocessing", "end"),
     [
         (clip_native.QUICK_HPS, padded(24), END),
-        ({**common.HPS, "vision_cfg": {**common.HPS["vision_cfg"], "head_width": 40}}, padded(24), END),
-        ({**common.HPS, "text_cfg": {**common.HPS["text_cfg"], "heads": 2}}, padded(24), END),
-        (common.HPS, Resized(size=(24, 24)), END),
-        (common.HPS, replace(padded(24), antialias=False), END),
-        (common.HPS, replace(padded(24), interpolation="bilinear"), END),
-        (common.HPS, BlackMean(padded(24)), END),
-        (common.HPS, padded(24), 0),
+        ({**sizes.HPS, "vision_cfg": {**sizes.HPS["vision_cfg"], "head_width": 40}}, padded(24), END),
+        ({**sizes.HPS, "text_cfg": {**sizes.HPS["text_cfg"], "heads": 2}}, padded(24), END),
+        (sizes.HPS, Resized(size=(24, 24)), END),
+        (sizes.HPS, replace(padded(24), antialias=False), END),
+        (sizes.HPS, replace(padded(24), interpolation="bilinear"), END),
+        (sizes.HPS, BlackMean(padded(24)), END),
+        (sizes.HPS, padded(24), 0),
     ],
     ids=[
         "quick-gelu",

@@ -17,7 +17,7 @@ from metrics.loaded import LoadedMetric, Scorer
 from metrics.weights import manifest
 from metrics.weights.places import FOLDER, SYNTHETIC
 from tests.parity import common
-from tests.parity.hpsv3 import native
+from tests.parity.hpsv3 import native, sizes
 
 STAGES, ABOUT = common.load(native.GOLDEN)
 
@@ -36,7 +36,7 @@ def shrunken(written: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv(FOLDER, str(written))
     monkeypatch.setenv(SYNTHETIC, "1")
     monkeypatch.setattr(qwen2_vl, "TEXT", native.SHRUNKEN_TEXT)
-    monkeypatch.setattr(qwen2_vl, "VISION", common.HPS_V3_VISION)
+    monkeypatch.setattr(qwen2_vl, "VISION", sizes.HPS_V3_VISION)
 
 
 def test_every_stage_equals_the_official_one() -> None:
@@ -71,7 +71,7 @@ def test_a_mistake_breaks_the_golden(mistake: str, monkeypatch: pytest.MonkeyPat
     if mistake == "eps":
         monkeypatch.setattr(qwen2_vl, "TEXT", native.SHRUNKEN_TEXT | {"rms_norm_eps": 1e-2})
     if mistake == "heads":
-        monkeypatch.setattr(qwen2_vl, "VISION", common.HPS_V3_VISION | {"num_heads": 4})
+        monkeypatch.setattr(qwen2_vl, "VISION", sizes.HPS_V3_VISION | {"num_heads": 4})
     model = native.model()
     backbone, head = model.model
     if mistake == "true positions":

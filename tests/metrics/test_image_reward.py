@@ -17,7 +17,7 @@ from metrics.preprocessing import Preprocessing, Resized
 from metrics.weights import manifest
 from metrics.weights.places import FOLDER, SYNTHETIC
 from tests.parity import common
-from tests.parity.image_reward import native
+from tests.parity.image_reward import native, sizes
 
 STAGES, ABOUT = common.load(native.GOLDEN)
 LAYOUT = native.official_layout(native.SHRUNKEN_VISION, native.SHRUNKEN_TEXT)
@@ -28,7 +28,7 @@ IDS = {"image_reward": "score", "image_reward.refl": "refl", "image_reward.rtdmd
 def written(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """The shrunken model's files, under their true names and keys; no test changes them."""
     folder = tmp_path_factory.mktemp("image_reward")
-    assert native.write_weights(folder, LAYOUT, common.VOCABULARY) == ABOUT["weights"]
+    assert native.write_weights(folder, LAYOUT, sizes.VOCABULARY) == ABOUT["weights"]
     return folder
 
 

@@ -12,19 +12,19 @@ from metrics.encoders.transformers_clip import ClipFile
 from metrics.loaded import LoadedMetric
 from metrics.preprocessing import Resized
 from metrics.weights import manifest
-from tests.parity import clip_common as common
-from tests.parity import clip_native
+from tests.parity import clip_native, common
+from tests.parity.clip import sizes
 
 STAGES, ABOUT = common.load(clip_native.GOLDEN / "pick.npz")
 PIL = Resized(size=(24, 24), crop_offset="floor")
 
 
-def native(config: dict[str, Any] = common.PICK) -> ClipFile:
+def native(config: dict[str, Any] = sizes.PICK) -> ClipFile:
     return ClipFile(manifest("pick-score-v1"), "model.safetensors", torch.device("cpu"), config)
 
 
 def test_the_seeded_weights_are_those_of_the_official_run() -> None:
-    layout = clip_native.transformers_layout(common.PICK)
+    layout = clip_native.transformers_layout(sizes.PICK)
     assert common.checksum(common.seeded_weights(layout)) == ABOUT["weights"]
 
 
@@ -61,9 +61,9 @@ def test_gradients_equal_the_official_ones(clip_family: Path) -> None:
 @pytest.mark.parametrize("tower", ["vision", "text"])
 @torch.no_grad()
 def test_quick_gelu_breaks_the_golden(tower: str, clip_family: Path) -> None:
-    swapped = {**common.PICK[f"{tower}_config"], "hidden_act": "quick_gelu"}
+    swapped = {**sizes.PICK[f"{tower}_config"], "hidden_act": "quick_gelu"}
     differences = []
-    for config in (common.PICK, {**common.PICK, f"{tower}_config": swapped}):
+    for config in (sizes.PICK, {**sizes.PICK, f"{tower}_config": swapped}):
         clip = native(config)
         found = [
             clip.logits(

@@ -22,10 +22,11 @@ from metrics.encoders.open_clip import OpenClipFile
 from metrics.loaded import Scorer
 from metrics.weights import manifest
 from metrics.weights.places import FOLDER, SYNTHETIC
-from tests.parity import clip_common as common
+from tests.parity import common
+from tests.parity.clip import sizes
 
 GOLDEN = Path(__file__).resolve().parents[1] / "golden" / "clip_family"
-QUICK_HPS = {**common.HPS, "quick_gelu": True}
+QUICK_HPS = {**sizes.HPS, "quick_gelu": True}
 
 
 def layout(make: Callable[[], nn.Module]) -> dict[str, tuple[int, ...]]:
@@ -59,8 +60,8 @@ def write_weights(folder: Path) -> None:
     """Write the shrunken family as FEWSTEP_BENCH_WEIGHTS expects it: true file names, wrappers and keys."""
     from safetensors.torch import save_file
 
-    clip, pick = seeded(transformers_layout(common.CLIP)), seeded(transformers_layout(common.PICK))
-    hps = seeded(open_clip_layout(common.HPS))
+    clip, pick = seeded(transformers_layout(sizes.CLIP)), seeded(transformers_layout(sizes.PICK))
+    hps = seeded(open_clip_layout(sizes.HPS))
     counters = {f"{side}_model.embeddings.position_ids": torch.arange(9)[None] for side in ("text", "vision")}
     wrapped = {"epoch": 1, "state_dict": hps}
     for identity, content in {
@@ -83,7 +84,7 @@ def write_weights(folder: Path) -> None:
 
 def shrunken(architecture: str) -> Callable[[], Mapping[str, Any]]:
     """Return what stands for `published.named`: the shrunken config of any open_clip architecture."""
-    return lambda: QUICK_HPS if "quickgelu" in architecture else common.HPS
+    return lambda: QUICK_HPS if "quickgelu" in architecture else sizes.HPS
 
 
 def scores(identity: str, count: int = common.PAIRS, block: int = 8) -> np.ndarray:

@@ -1,89 +1,125 @@
-"""What the parity runs of ImageReward and HPSv3 share with their native sides: seeded weights, pairs, shrunken sizes.
+"""What official and native side of every parity run share: seeded weights, pairs, the file.
 
 Imports nothing but NumPy and Pillow, so that an environment of old packages makes the same bytes as ours.
 """
 
 import hashlib
-from collections.abc import Mapping
-from typing import Any
+import json
+from collections.abc import Iterator, Mapping
+from pathlib import Path
 
 import numpy as np
+from PIL import Image
 
-from tests.parity.clip_common import PAIRS, PROMPTS, SHOWN, checksum, load, pairs, save, seeded_tensor
+PAIRS = 64
+SHOWN = 6  # pairs whose pixels and gradients are recorded, too: one of each shape
+SIDE = 24  # of the shrunken CLIPs' input
 
-__all__ = ["PAIRS", "PROMPTS", "SHOWN", "checksum", "load", "pairs", "save", "seeded_tensor"]
-
-# A made-up vocabulary with the parts that decide how BERT's tokenizer works: pieces, accents, punctuation, CJK.
-WORDS = (
-    "a an the of on in and with red circle castle hill fox by sea cafe curly quotes it s fine salt amp pepper "
-    "lt gt b photo two dogs very long prompt about winter cats 12 birds image word don t we ve ll they re sao "
-    "paulo 北 京 的"
+SHAPES = (  # H, W
+    (SIDE, SIDE),
+    (64, 96),
+    (90, 30),
+    (37, 61),
+    (11, 9),
+    (1024, 1024),
+    (48, 48),
+    (31, 29),
+    (200, 100),
+    (25, 24),
 )
-PIECES = [*"abcdefghijklmnopqrstuvwxyz0123456789"]
-PUNCTUATION = [*"!\"#$%&'()*+,-./:;<=>?@[\\]^_`{|}~“”’№"]
-VOCABULARY = list(
-    dict.fromkeys(
-        ["[PAD]", "[unused0]", "[UNK]", "[CLS]", "[SEP]", "[MASK]"]
-        + PUNCTUATION
-        + PIECES
-        + WORDS.split()
-        + [f"##{piece}" for piece in (*PIECES, "ing", "es", "ed")]
-    )
-)
-AWKWARD = (  # more prompts, for tokens alone
-    *PROMPTS,
-    "[DEC] a [ENC] b [MASK] [PAD] [CLS] [SEP] [UNK]",
-    "[dec] A[ENC]b",
-    "tab\tnull\x00bell\x07 zero\u200bwidth soft\u00adhyphen",
-    "ÀÉÎÕÜ straße İstanbul ǅ",
-    "w" * 99 + " " + "w" * 100 + " " + "w" * 101,
-    " ".join(["fox"] * 33),
-    " ".join(["fox"] * 34),
+MODES = ("RGB", "RGB", "L", "P", "RGBA", "LA")
+PROMPTS = (
+    "a red circle",
+    "",
+    "two “curly” quotes and it’s fine",
+    "salt &amp; pepper &lt;b&gt;",
+    "a café in São Paulo",
+    "cafe\u0301 and ﬁne ligatures ﬄ",
+    "🦊🌊 a fox 👩‍👩‍👧 by the sea",
+    "A   Photo\tof\n\nTWO Dogs!!!",
+    "北京的故宫, in winter",
+    "a very long prompt about a castle on a hill, " * 12,
+    "x" * 400,
+    "3 cats, 12 dogs & 1,000 birds: 50% off",
+    " ".join(["word"] * 75),
+    " ".join(["word"] * 76),
+    "ａｎ ｉｍａｇｅ of №5",
+    "don't we've I'll they're",
 )
 
-# ImageReward with two blocks a side: the text width is fixed by the head, the image width is not.
-VISION = {"hidden_size": 64, "intermediate_size": 256, "num_hidden_layers": 2, "num_attention_heads": 4}
-TEXT = {"num_hidden_layers": 2, "vocab_size": len(VOCABULARY) + 2}
-STRIDE = 8  # of the gradient's recorded pixels
 
-# HPSv3 with two blocks a side; ids of its special tokens, and of the tokens between them.
-REWARD, IMAGE, END, START, PAD = 299, 295, 294, 293, 292
-HPS_V3: dict[str, Any] = {
-    "hidden_size": 64,
-    "intermediate_size": 96,
-    "num_hidden_layers": 2,
-    "num_attention_heads": 4,
-    "num_key_value_heads": 2,
-    "vocab_size": 300,
-    "rms_norm_eps": 1e-6,
-    "rope_theta": 1000000.0,
-}
-HPS_V3_VISION: dict[str, Any] = {"depth": 2, "embed_dim": 32, "hidden_size": 64, "num_heads": 2, "mlp_ratio": 4}
-MROPE = [2, 3, 3]
+def pair(index: int) -> tuple[Image.Image, str]:
+    """Return one picture, in its own mode, and its prompt: whole-number arithmetic only."""
+    height, width = SHAPES[index % len(SHAPES)]
+    mode = MODES[index // len(SHAPES) % len(MODES)]
+    generator = np.random.default_rng(index)
+    coarse = generator.integers(0, 256, (-(-height // 8), -(-width // 8), 3), dtype=np.uint8)
+    blocks = coarse.repeat(8, axis=0).repeat(8, axis=1)[:height, :width]
+    ramp = (np.arange(height)[:, None] * 5 + np.arange(width)[None] * 3)[..., None] % 64
+    noise = generator.integers(0, 64 if index % 2 else 8, (height, width, 3))
+    picture = Image.fromarray(((blocks // 2).astype(int) + ramp + noise).astype(np.uint8))
+    if mode == "P":
+        picture = picture.quantize(32, method=Image.Quantize.FASTOCTREE, dither=Image.Dither.NONE)
+    elif mode in ("RGBA", "LA"):
+        picture = picture.convert(mode)
+        picture.putalpha(Image.fromarray(noise[..., 0].astype(np.uint8)))
+    else:
+        picture = picture.convert(mode)
+    return picture, PROMPTS[index % len(PROMPTS)]
+
+
+def pairs(count: int = PAIRS) -> Iterator[tuple[Image.Image, str]]:
+    """Return the pairs as both sides see them: alpha dropped, RGB."""
+    for index in range(count):
+        picture, prompt = pair(index)
+        yield picture.convert("RGB"), prompt
+
+
+def seeded_tensor(name: str, shape: tuple[int, ...]) -> np.ndarray:
+    """Return float32 values of one weight, which depend on its name and shape alone.
+
+    Biases are not 0 and norms not 1, as they are after the libraries' own initialisation: that hides mistakes.
+    """
+    seed = int.from_bytes(hashlib.sha256(name.encode()).digest()[:8], "little")
+    generator = np.random.Generator(np.random.PCG64(seed))
+    values = generator.standard_normal(shape, dtype=np.float32)
+    if name == "logit_scale":
+        return np.asarray(3 + 0.1 * values, np.float32)
+    norm = any(part in name for part in ("ln_", "norm", "layrnorm"))
+    if name.endswith("bias") or len(shape) == 1:
+        return (1 if norm and name.endswith("weight") else 0) + np.float32(0.2) * values
+    if "embedding" in name and "patch" not in name:
+        return np.float32(0.5) * values
+    return values * np.float32(1.5 / np.sqrt(np.prod(shape[1:])))
 
 
 def seeded_weights(shapes: Mapping[str, tuple[int, ...]]) -> dict[str, np.ndarray]:
-    """Return a whole state dict by key: `seeded_tensor`, norms near 1, positions as large as what they mark."""
-    values = {name: seeded_tensor(name.lower(), tuple(shapes[name])) for name in sorted(shapes)}
-    for name in ("blip.visual_encoder.pos_embed", "blip.visual_encoder.cls_token"):
-        if name in values:
-            values[name] *= np.float32(0.5 / values[name].std())
-    for name in [name for name in values if name.startswith("blip.")]:
-        if any(part in name for part in ("patch_embed.proj", "pos_embed", "cls_token", "_embeddings.weight")):
-            values[name] *= np.float32(0.05)  # so that the eps of the first norms shows
-    for name in values.keys() & {f"mlp.layers.{index}.weight" for index in (0, 2, 4, 6, 7)}:
-        values[name] *= np.float32(0.7)  # so that rewards are about as large as real ones
-    return values
+    """Return a whole state dict by key."""
+    return {name: seeded_tensor(name, tuple(shapes[name])) for name in sorted(shapes)}
+
+
+def checksum(weights: Mapping[str, np.ndarray]) -> str:
+    """Return the sha256 over names, shapes and values of a state dict."""
+    total = hashlib.sha256()
+    for name in sorted(weights):
+        total.update(f"{name} {weights[name].shape}\n".encode())
+        total.update(np.ascontiguousarray(weights[name], np.float32))
+    return total.hexdigest()
+
+
+def save(path: Path, stages: Mapping[str, np.ndarray], about: Mapping[str, object]) -> None:
+    """Write one official run: the stages beside what made them."""
+    path.parent.mkdir(parents=True, exist_ok=True)
+    np.savez_compressed(path, **{name: np.asarray(values) for name, values in stages.items()})
+    path.with_suffix(".json").write_text(json.dumps(about, indent=1, sort_keys=True) + "\n", encoding="utf-8")
+
+
+def load(path: Path) -> tuple[dict[str, np.ndarray], dict[str, object]]:
+    """Return the stages of an official run and what made them."""
+    with np.load(path) as stages:
+        return dict(stages), json.loads(path.with_suffix(".json").read_text(encoding="utf-8"))
 
 
 def digest(values: np.ndarray) -> str:
     """Return the sha256 of an array's bytes."""
     return hashlib.sha256(np.ascontiguousarray(values).tobytes()).hexdigest()
-
-
-def hps_v3_ids(index: int, image_tokens: int) -> np.ndarray:
-    """Return one row of made-up token ids: text, a picture, text of some length, the reward's token, text."""
-    generator = np.random.default_rng(1000 + index)
-    parts = [generator.integers(0, PAD, count) for count in (5, 3 + 7 * index % 41, 4)]
-    picture = np.array([START, *[IMAGE] * image_tokens, END])
-    return np.concatenate([parts[0], picture, parts[1], [REWARD], parts[2]])

@@ -13,9 +13,12 @@ import torch
 
 from metrics.encoders import blip, published, qwen2_vl
 from metrics.weights.places import FOLDER, SYNTHETIC
-from tests.parity import clip_common, clip_native, common
+from tests.parity import clip_native, common
+from tests.parity.clip import sizes as clip_sizes
 from tests.parity.hpsv3 import native as hpsv3
+from tests.parity.hpsv3 import sizes as hps_v3_sizes
 from tests.parity.image_reward import native as image_reward
+from tests.parity.image_reward import sizes as image_reward_sizes
 from tests.parity.image_reward.native import Stage
 
 Run = tuple[str, str, list[Stage]]  # the official code, ours, and how far they are apart
@@ -51,11 +54,11 @@ def seeded(write: Callable[[Path], Any], **shrunken: Any) -> Iterator[None]:
 def clip_family(identity: str) -> Run:
     """Return the scores of one metric of the CLIP family; of HPS, its stages too."""
     name, stage, divisor, tolerance = SCORES[identity]
-    stages, about = clip_common.load(clip_native.GOLDEN / f"{name}.npz")
+    stages, about = common.load(clip_native.GOLDEN / f"{name}.npz")
     with seeded(
         clip_native.write_weights,
-        published_CLIP_L14=clip_common.CLIP,
-        published_PICK=clip_common.PICK,
+        published_CLIP_L14=clip_sizes.CLIP,
+        published_PICK=clip_sizes.PICK,
         published_named=clip_native.shrunken,
     ):
         found = clip_native.scores(identity)
@@ -68,9 +71,9 @@ def run_hps_v2() -> Run:
     from metrics.encoders.open_clip import OpenClipFile
     from metrics.weights import manifest
 
-    stages, about = clip_common.load(clip_native.GOLDEN / "hps.npz")
+    stages, about = common.load(clip_native.GOLDEN / "hps.npz")
     with seeded(clip_native.write_weights, published_named=clip_native.shrunken):
-        model = OpenClipFile(manifest("hps-v2"), "HPS_v2_compressed.pt", torch.device("cpu"), lambda: clip_common.HPS)
+        model = OpenClipFile(manifest("hps-v2"), "HPS_v2_compressed.pt", torch.device("cpu"), lambda: clip_sizes.HPS)
         found = clip_native.compare(stages, model)
     return official(about, "hpsv2"), "open_clip", [Stage(name, *values) for name, values in found.items()]
 
@@ -80,7 +83,7 @@ def run_image_reward() -> Run:
     stages, about = common.load(image_reward.GOLDEN)
     layout = image_reward.official_layout(image_reward.SHRUNKEN_VISION, image_reward.SHRUNKEN_TEXT)
     with seeded(
-        lambda folder: image_reward.write_weights(folder, layout, common.VOCABULARY),
+        lambda folder: image_reward.write_weights(folder, layout, image_reward_sizes.VOCABULARY),
         blip_VISION=image_reward.SHRUNKEN_VISION,
         blip_TEXT=image_reward.SHRUNKEN_TEXT,
     ):
@@ -91,7 +94,7 @@ def run_image_reward() -> Run:
 def run_hps_v3() -> Run:
     """Return the stages of HPSv3."""
     stages, about = common.load(hpsv3.GOLDEN)
-    with seeded(hpsv3.write_weights, qwen_TEXT=hpsv3.SHRUNKEN_TEXT, qwen_VISION=common.HPS_V3_VISION):
+    with seeded(hpsv3.write_weights, qwen_TEXT=hpsv3.SHRUNKEN_TEXT, qwen_VISION=hps_v3_sizes.HPS_V3_VISION):
         found = list(hpsv3.compare(stages, about))
     return official(about, "hpsv3", "transformers"), "transformers 5, Qwen2-VL", found
 

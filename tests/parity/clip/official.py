@@ -24,7 +24,8 @@ import torch.nn.functional as F
 from PIL import Image
 from torchvision.transforms import functional as vision
 
-from tests.parity import clip_common as common
+from tests.parity import common
+from tests.parity.clip import sizes
 
 ROOT = Path(__file__).resolve().parents[3]
 MEAN, STD = (0.48145466, 0.4578275, 0.40821073), (0.26862954, 0.26130258, 0.27577711)
@@ -117,8 +118,8 @@ def make_openai(weights: Mapping[str, np.ndarray], config: Mapping[str, Any]) ->
         seen["num_hidden_layers"],
         seen["hidden_size"],
         seen["patch_size"],
-        common.CONTEXT,
-        common.VOCABULARY,
+        sizes.CONTEXT,
+        sizes.VOCABULARY,
         read["hidden_size"],
         read["num_attention_heads"],
         read["num_hidden_layers"],
@@ -250,7 +251,7 @@ def main() -> None:
     """Record both models."""
     packages = ("transformers", "openai-clip", "torch", "torchvision", "numpy", "pillow")
     versions = {name: importlib.metadata.version(name) for name in packages}
-    for name, config in (("clip", common.CLIP), ("pick", common.PICK)):
+    for name, config in (("clip", sizes.CLIP), ("pick", sizes.PICK)):
         record = Recorder()
         weights, embeddings = record_transformers(config, record)
         if name == "clip":

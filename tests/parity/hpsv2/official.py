@@ -22,7 +22,8 @@ import numpy as np
 import torch
 from PIL import Image
 
-from tests.parity import clip_common as common
+from tests.parity import common
+from tests.parity.clip import sizes
 
 SHRUNKEN = "ViT-H-14-shrunken"
 ROOT = Path(__file__).resolve().parents[3]
@@ -54,7 +55,7 @@ def make_model(package: Any, full: bool) -> tuple[Any, Any]:
     """Return the model with seeded weights and its preprocessing, as img_score makes them."""
     if not full:
         config = Path(tempfile.mkdtemp()) / f"{SHRUNKEN}.json"
-        config.write_text(json.dumps(common.HPS))
+        config.write_text(json.dumps(sizes.HPS))
         package.factory.add_model_config(config)
     model, _, preprocess = package.create_model_and_transforms(
         "ViT-H-14" if full else SHRUNKEN,

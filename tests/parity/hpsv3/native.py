@@ -14,23 +14,23 @@ from metrics.hps_v3 import INSTRUCTION
 from metrics.preprocessing import CLIP_MEAN, CLIP_STD
 from metrics.weights import manifest
 from tests.parity import common
-from tests.parity.hpsv3.sizes import SIZES
+from tests.parity.hpsv3 import sizes
 from tests.parity.image_reward.native import Stage
 
 GOLDEN = Path(__file__).resolve().parents[2] / "golden" / "hps_v3" / "shrunken.npz"
 FILE = "HPSv3.safetensors"
 TRUE_TEXT, TRUE_VISION = qwen2_vl.TEXT, qwen2_vl.VISION
 NAMES = ("hidden_size", "intermediate_size", "num_hidden_layers", "num_attention_heads", "num_key_value_heads")
-ROPE = {"rope_type": "default", "rope_theta": common.HPS_V3["rope_theta"], "mrope_section": common.MROPE}
-SHRUNKEN_TEXT = {**TRUE_TEXT, **{name: common.HPS_V3[name] for name in NAMES}, "rope_parameters": ROPE}
+ROPE = {"rope_type": "default", "rope_theta": sizes.HPS_V3["rope_theta"], "mrope_section": sizes.MROPE}
+SHRUNKEN_TEXT = {**TRUE_TEXT, **{name: sizes.HPS_V3[name] for name in NAMES}, "rope_parameters": ROPE}
 SPECIAL = ("<|im_start|>", "<|im_end|>", "<|vision_start|>", "<|vision_end|>", "<|image_pad|>")
 
 
 def official_layout() -> dict[str, tuple[int, ...]]:
     """Return the shapes of the shrunken file by its own keys: those of transformers 4.45."""
-    backbone = QwenReward(SHRUNKEN_TEXT | {"vocab_size": common.HPS_V3["vocab_size"]}, common.HPS_V3_VISION)
+    backbone = QwenReward(SHRUNKEN_TEXT | {"vocab_size": sizes.HPS_V3["vocab_size"]}, sizes.HPS_V3_VISION)
     shapes = {name.removeprefix("language_"): tuple(value.shape) for name, value in backbone.state_dict().items()}
-    head = RewardHead(common.HPS_V3["hidden_size"]).state_dict()
+    head = RewardHead(sizes.HPS_V3["hidden_size"]).state_dict()
     shapes |= {f"rm_head.{name}": tuple(value.shape) for name, value in head.items()}
     return shapes | {"lm_head.weight": shapes["model.embed_tokens.weight"]}
 
@@ -69,15 +69,15 @@ def inputs(index: int) -> tuple[Patches, Row]:
 def with_row(index: int, patches: Patches) -> tuple[Patches, Row]:
     """Return a picture's patches with the pair's made-up row of tokens."""
     count = int(patches.grid_B3.prod()) // 4
-    ids = common.hps_v3_ids(index, count).tolist()
-    return patches, Row(ids, ids.index(common.IMAGE), count, ids.index(common.REWARD))
+    ids = sizes.hps_v3_ids(index, count).tolist()
+    return patches, Row(ids, ids.index(sizes.IMAGE), count, ids.index(sizes.REWARD))
 
 
 @torch.no_grad()
 def compare(stages: Mapping[str, np.ndarray], about: Mapping[str, Any]) -> Iterator[Stage]:
     """Yield every stage of an official run against the model whose weights are written."""
-    sizes = np.array([qwen2_vl.smart_size(*size) for size in SIZES])
-    yield Stage("sizes", float(np.abs(sizes - stages["sizes"]).max()), 0)
+    resized = np.array([qwen2_vl.smart_size(*size) for size in sizes.SIZES])
+    yield Stage("sizes", float(np.abs(resized - stages["sizes"]).max()), 0)
     instruction = INSTRUCTION.read_text(encoding="utf-8")
     texts = [instruction.replace("{text_prompt}", prompt).encode() for _, prompt in common.pairs()]
     digests = [common.digest(np.frombuffer(text, np.uint8)) for text in texts]

@@ -20,7 +20,7 @@ import numpy as np
 import torch
 
 from tests.parity import common
-from tests.parity.hpsv3.sizes import SIZES
+from tests.parity.hpsv3 import sizes
 
 ROOT = Path(__file__).resolve().parents[3]
 PIXELS = 256 * 28 * 28
@@ -63,17 +63,17 @@ def make_model(package: Any) -> tuple[Any, dict[str, np.ndarray]]:
     from transformers import Qwen2VLConfig
 
     config = Qwen2VLConfig(
-        **common.HPS_V3,
-        vision_config=common.HPS_V3_VISION,
-        rope_scaling={"type": "mrope", "mrope_section": common.MROPE},
-        image_token_id=common.IMAGE,
-        vision_start_token_id=common.START,
-        vision_end_token_id=common.END,
-        pad_token_id=common.PAD,
+        **sizes.HPS_V3,
+        vision_config=sizes.HPS_V3_VISION,
+        rope_scaling={"type": "mrope", "mrope_section": sizes.MROPE},
+        image_token_id=sizes.IMAGE,
+        vision_start_token_id=sizes.START,
+        vision_end_token_id=sizes.END,
+        pad_token_id=sizes.PAD,
         tie_word_embeddings=False,
     )
     model = package.Qwen2VLRewardModelBT(
-        config, output_dim=2, reward_token="special", special_token_ids=[common.REWARD], rm_head_type="ranknet"
+        config, output_dim=2, reward_token="special", special_token_ids=[sizes.REWARD], rm_head_type="ranknet"
     )
     weights = common.seeded_weights({name: tuple(tensor.shape) for name, tensor in model.state_dict().items()})
     model.load_state_dict({name: torch.from_numpy(values) for name, values in weights.items()})
@@ -105,13 +105,13 @@ def record(model: Any, pictures: Any, prompt: Any) -> tuple[dict[str, np.ndarray
         for name, value in values.items():
             stages.setdefault(name, []).append(value.detach().numpy() if isinstance(value, torch.Tensor) else value)
 
-    for size in SIZES:
+    for size in sizes.SIZES:
         add(sizes=pictures.smart_resize(*size, min_pixels=PIXELS, max_pixels=PIXELS))
     for index, (picture, text) in enumerate(common.pairs()):
         texts.append(prompt.INSTRUCTION.format(text_prompt=text) + prompt.prompt_with_special_token)
         patches = processor(resized(pictures, picture), return_tensors="pt")
         pixels, grid = patches["pixel_values"], patches["image_grid_thw"]
-        ids = torch.from_numpy(common.hps_v3_ids(index, int(grid.prod()) // 4))[None]
+        ids = torch.from_numpy(sizes.hps_v3_ids(index, int(grid.prod()) // 4))[None]
         digests.append(common.digest(grey_levels(pixels)))
         rows.append((ids, pixels, grid))
         shown = index < common.SHOWN
@@ -124,11 +124,11 @@ def record(model: Any, pictures: Any, prompt: Any) -> tuple[dict[str, np.ndarray
             image = model.visual(pixels, grid_thw=grid)
             add(image=image[:8], gradient=gradient[::ROWS, ::COLUMNS][:12], grad_max=gradient.abs().max())
     length = max(ids.shape[1] for ids, _, _ in rows[:5])
-    padded = [torch.nn.functional.pad(ids, (0, length - ids.shape[1]), value=common.PAD) for ids, _, _ in rows[:5]]
+    padded = [torch.nn.functional.pad(ids, (0, length - ids.shape[1]), value=sizes.PAD) for ids, _, _ in rows[:5]]
     with torch.no_grad():
         together = model(
             input_ids=torch.cat(padded),
-            attention_mask=(torch.cat(padded) != common.PAD).long(),
+            attention_mask=(torch.cat(padded) != sizes.PAD).long(),
             pixel_values=torch.cat([pixels for _, pixels, _ in rows[:5]]).detach(),
             image_grid_thw=torch.cat([grid for _, _, grid in rows[:5]]),
             return_dict=True,

@@ -22,11 +22,12 @@ from metrics.preprocessing import CLIP_MEAN, CLIP_STD
 from metrics.weights import manifest
 from metrics.weights.places import FOLDER, SYNTHETIC
 from tests.parity import common
+from tests.parity.image_reward import sizes
 
 GOLDEN = Path(__file__).resolve().parents[2] / "golden" / "image_reward" / "shrunken.npz"
 TRUE_VISION, TRUE_TEXT = blip.VISION, blip.TEXT
-SHRUNKEN_VISION = {**blip.VISION, **common.VISION}
-SHRUNKEN_TEXT = {**blip.TEXT, **common.TEXT, "bos_token_id": None}
+SHRUNKEN_VISION = {**blip.VISION, **sizes.VISION}
+SHRUNKEN_TEXT = {**blip.TEXT, **sizes.TEXT, "bos_token_id": None}
 FILE = "ImageReward.pt"
 VARIANTS = 16  # pairs that the variants are compared on: their model is the same, and their pictures have all shapes
 
@@ -77,7 +78,7 @@ def official_layout(vision: Mapping[str, Any], text: Mapping[str, Any]) -> dict[
 
 def write_weights(folder: Path, layout: Mapping[str, tuple[int, ...]], vocabulary: list[str]) -> str:
     """Write both files as FEWSTEP_BENCH_WEIGHTS expects them; return the seeded weights' checksum."""
-    weights = common.seeded_weights(layout)
+    weights = sizes.seeded_weights(layout)
     state = {name: torch.from_numpy(values) for name, values in weights.items()}
     state["blip.text_encoder.embeddings.position_ids"] = torch.arange(512)[None]
     for identity, name in (("image-reward-v1", FILE), ("bert-base-uncased-vocab", "vocab.txt")):
@@ -102,7 +103,7 @@ def compare(stages: Mapping[str, np.ndarray], about: Mapping[str, Any]) -> Itera
     """Yield every stage of an official run against the model whose weights are written."""
     model = BlipFile(manifest("image-reward-v1"), FILE, torch.device("cpu"))
     read = BertTokens(manifest("bert-base-uncased-vocab"))
-    tokens = read.tokens(list(common.AWKWARD)).numpy()
+    tokens = read.tokens(list(sizes.AWKWARD)).numpy()
     yield Stage("token ids", float(np.abs(tokens[:, 0] - stages["ids"]).max()), 0)
     yield Stage("text mask", float(np.abs(tokens[:, 1] - stages["mask"]).max()), 0)
     pairs = list(common.pairs(len(stages["score"])))
@@ -135,7 +136,7 @@ def gradient_gap(
     for index, official in enumerate(stages["gradient"]):
         inputs = pixels[index].clone().requires_grad_()
         (found,) = torch.autograd.grad(model.score(model.image(inputs), tokens[index]).sum(), inputs)
-        strided = found[0, :, :: common.STRIDE, :: common.STRIDE]
+        strided = found[0, :, :: sizes.STRIDE, :: sizes.STRIDE]
         gaps.append(_gap(strided, official) / float(stages["grad_max"][index]))
     return max(gaps)
 
@@ -154,10 +155,7 @@ def main(path: Path) -> int:
     """Compare the true-size model with an official run, stage by stage; return the exit code."""
     stages, about = common.load(path)
     with tempfile.TemporaryDirectory() as folder:
-        if (
-            write_weights(Path(folder), official_layout(blip.VISION, blip.TEXT), common.VOCABULARY)
-            != about["weights"]
-        ):
+        if write_weights(Path(folder), official_layout(blip.VISION, blip.TEXT), sizes.VOCABULARY) != about["weights"]:
             print(f"{path}: made with other seeded weights", file=sys.stderr)
             return 1
         os.environ |= {FOLDER: folder, SYNTHETIC: "1"}

@@ -25,6 +25,7 @@ import torch.nn.functional as F
 from torchvision.transforms import CenterCrop, Compose, InterpolationMode, Normalize, Resize
 
 from tests.parity import common
+from tests.parity.image_reward import sizes
 
 ROOT = Path(__file__).resolve().parents[3]
 MEAN, STD = (0.48145466, 0.4578275, 0.40821073), (0.26862954, 0.26130258, 0.27577711)
@@ -75,7 +76,7 @@ def make_tokenizer() -> Any:
     from transformers import BertTokenizer
 
     path = Path(tempfile.mkdtemp()) / "vocab.txt"
-    path.write_text("\n".join(common.VOCABULARY) + "\n", encoding="utf-8")
+    path.write_text("\n".join(sizes.VOCABULARY) + "\n", encoding="utf-8")
     blip = importlib.import_module("ImageReward.models.BLIP.blip")
     blip.BertTokenizer = types.SimpleNamespace(from_pretrained=lambda name: BertTokenizer(str(path)))
     return blip.init_tokenizer()
@@ -88,10 +89,10 @@ def make_model(package: Any, full: bool) -> tuple[Any, str, int]:
     pretrain.init_tokenizer = lambda: tokenizer
     if not full:
         vit = importlib.import_module("ImageReward.models.BLIP.vit")
-        sizes = common.VISION
+        vision = sizes.VISION
 
         def create_vit(name: str, image_size: int, *others: Any) -> tuple[Any, int]:
-            width, blocks, heads = sizes["hidden_size"], sizes["num_hidden_layers"], sizes["num_attention_heads"]
+            width, blocks, heads = vision["hidden_size"], vision["num_hidden_layers"], vision["num_attention_heads"]
             tower = vit.VisionTransformer(
                 img_size=image_size, embed_dim=width, depth=blocks, num_heads=heads, drop_path_rate=0.1
             )
@@ -99,11 +100,11 @@ def make_model(package: Any, full: bool) -> tuple[Any, str, int]:
 
         pretrain.create_vit = create_vit
     config = Path(tempfile.mkdtemp()) / "med_config.json"
-    config.write_text(json.dumps(MED_CONFIG | ({} if full else common.TEXT)))
+    config.write_text(json.dumps(MED_CONFIG | ({} if full else sizes.TEXT)))
     model = package.ImageReward(med_config=str(config))
     state = model.state_dict()
     shapes = {name: tuple(tensor.shape) for name, tensor in state.items() if not name.endswith("position_ids")}
-    weights = common.seeded_weights(shapes)
+    weights = sizes.seeded_weights(shapes)
     model.load_state_dict({name: torch.from_numpy(values) for name, values in weights.items()}, strict=False)
     return model.eval(), common.checksum(weights), len(state)
 
@@ -136,7 +137,7 @@ def record(package: Any, full: bool, count: int) -> tuple[dict[str, np.ndarray],
             stages.setdefault(name, []).append(value.detach().numpy() if isinstance(value, torch.Tensor) else value)
 
     cut = {"padding": "max_length", "truncation": True, "max_length": 35, "return_tensors": "pt"}
-    for prompt in common.AWKWARD:
+    for prompt in sizes.AWKWARD:
         read = tokenizer(prompt, **cut)
         add(ids=read.input_ids[0], mask=read.attention_mask[0])
     for index, (picture, prompt) in enumerate(common.pairs(count)):
@@ -159,7 +160,7 @@ def record(package: Any, full: bool, count: int) -> tuple[dict[str, np.ndarray],
             ).last_hidden_state[:, 0]
             reward = model.score_gard(read.input_ids, read.attention_mask, pixels)
             (gradient,) = torch.autograd.grad(reward.sum(), pixels)
-            strided = gradient[0, :, :: common.STRIDE, :: common.STRIDE]
+            strided = gradient[0, :, :: sizes.STRIDE, :: sizes.STRIDE]
             add(image=image[0, :TOKENS, :WIDTH], hidden=hidden[0], gradient=strided, grad_max=gradient.abs().max())
     first, second = [picture for picture, _ in common.pairs(2)]
     ranks = {str(n): repr(model.inference_rank("a", [first, second][:n])[0]) for n in (1, 2)}
