@@ -17,7 +17,7 @@ from benchmarks.micro.pipeline import PROTOCOL, draw, load
 from benchmarks.micro.renders import render_all
 from metrics.micro.prompts import TAGS, combinations, prompt_sets
 
-FRESH_SEED = 20_261
+FRESH_SEED = 20_262
 UNSEEN_TAGS = ("two_object", "position", "color_attr")  # with combinations that no training saw
 SETTINGS = {
     "28 steps, guidance": (28, PROTOCOL.guidance_scale),

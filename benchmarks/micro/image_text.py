@@ -43,7 +43,7 @@ class ImageTextConfig:
     """How one image-text model is trained."""
 
     name: Name
-    steps: int = 6000
+    steps: int = 8000
     batch_size: int = 64
     captions: int = 6  # of each picture and step: its own, the rest half true where there are as many
     lr: float = 2e-3

@@ -136,9 +136,9 @@ class Encoders(Stage):
 
     def run(self) -> None:
         vae = load_autoencoder(self.work)
-        checkpoints = [self.work / "snapshots" / str(step) for step in SNAPSHOTS]
+        early = [self.work / "snapshots" / str(step) for step in SNAPSHOTS]
         for config in (getattr(self, name) for name in self.models):
-            data = labelled_pictures(self.pictures, config, checkpoints, vae, self.work)
+            data = labelled_pictures(self.pictures, config, early, PIPELINE, vae, self.work)
             train_image_text(config, data, self.work).save(SCORERS / config.name)
 
 

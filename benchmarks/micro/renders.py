@@ -30,6 +30,15 @@ WEAK_WEIGHTS = {
     "color_attr": 0.13,
 }
 EVEN_WEIGHTS = dict.fromkeys(TAG_WEIGHTS, 1 / len(TAG_WEIGHTS))  # where every category counts alike
+# A picture's own prompt is hardest to judge where the count is asked for, since only clean shapes count.
+FINE_WEIGHTS = {
+    "single_object": 0.05,
+    "two_object": 0.2,
+    "counting": 0.35,
+    "colors": 0.12,
+    "position": 0.13,
+    "color_attr": 0.15,
+}
 CELL = 4  # pixels: one latent
 KINDS = 1 + len(SHAPES) * len(COLOURS)  # 0 = background
 
