@@ -45,6 +45,15 @@ class PipelineFiles:
         """Return the class name of the folder's own scheduler."""
         return str(read_json(self.folder / INDEX)["scheduler"][1])
 
+    def is_flow(self) -> bool:
+        """Return whether the folder's own scheduler is one of flow matching."""
+        flow = self.scheduler_config().get("prediction_type") == "flow_prediction"  # of solvers that know both
+        return flow or "FlowMatch" in self.scheduler_class()
+
+    def scheduler_config(self) -> dict[str, Any]:
+        """Return the settings of the folder's own scheduler."""
+        return read_json(self.folder / "scheduler" / "scheduler_config.json")
+
 
 def check_pipeline(folder: Path) -> PipelineFiles:
     """Return a diffusers folder's contents.

@@ -71,11 +71,21 @@ class Pipeline:
 
     def check(self, protocol: Protocol) -> None:
         """Raise UserError where the model cannot be sampled under a protocol."""
-        scheduler = self.files.scheduler_class()
-        if protocol.sampler != "native" and "FlowMatch" not in scheduler:
+        if protocol.sampler == "native" or self.files.is_flow():
+            return
+        from benchmarks.samplers import sigma_grid
+        from benchmarks.vp import VpPath
+
+        folder, sampler = self.files.folder, protocol.sampler
+        if VpPath.of(self.files.scheduler_config()) is None:
             raise UserError(
-                f"{self.files.folder}: sampler {protocol.sampler!r} is for flow models, and this one's scheduler is "
-                f"{scheduler}; use the sampler 'native'"
+                f"{folder}: sampler {sampler!r} is for flow models and for those with a table of betas, and the "
+                f"scheduler of this one is {self.files.scheduler_class()}; use the sampler 'native'"
+            )
+        if sigma_grid(protocol)[0] < 1:
+            raise UserError(
+                f"{folder}: an eps model is sampled from pure noise, which is level 1, and sigmas starts at "
+                f"{protocol.sigmas[0]}; let the first of them be 1"
             )
 
     def generate(self, prompts: Sequence[str], generators: "Sequence[torch.Generator]", protocol: Protocol) -> Drawn:
@@ -96,8 +106,8 @@ class Pipeline:
         hook = getattr(pipe, self.files.denoiser.name).register_forward_hook(count)
         try:
             with torch.inference_mode(), reproducible():
-                arguments = _call_arguments(pipe, protocol, len(prompts))
-                images = pipe(prompt=list(prompts), generator=list(generators), output_type="pt", **arguments).images
+                arguments = native.call_arguments(pipe, protocol, prompts)
+                images = pipe(generator=list(generators), output_type="pt", **arguments).images
         except torch.OutOfMemoryError as error:
             raise UserError(
                 f"no memory left on {self.device} for a batch of {len(prompts)}: pass a smaller --batch-size (and "
@@ -116,7 +126,7 @@ class Pipeline:
             pipe = native.load_pipeline(self.files, self.lora, protocol.dtype, self.device)
             self._loaded.update(dtype=protocol.dtype, pipe=pipe, scheduler=pipe.scheduler)
         pipe, own = self._loaded["pipe"], self._loaded["scheduler"]
-        pipe.scheduler = own if protocol.sampler == "native" else FewStepScheduler.of(protocol)
+        pipe.scheduler = own if protocol.sampler == "native" else FewStepScheduler.of(protocol, own)
         return pipe
 
 
@@ -262,25 +272,3 @@ def _as_pictures(images_BCHW: "torch.Tensor", prompts: Sequence[str]) -> "list[I
         if not image.isfinite().all():
             raise UserError(f"the picture of {prompt!r} holds NaN or infinite pixels; try --dtype float32")
     return to_pil(images_BCHW)
-
-
-def _call_arguments(pipe: Any, protocol: Protocol, batch: int) -> dict[str, Any]:
-    """Return the arguments of the pipeline's call. Raises UserError where it does not know one that is needed."""
-    import inspect
-
-    wanted: dict[str, Any] = {
-        "num_inference_steps": protocol.num_inference_steps,
-        "guidance_scale": protocol.guidance_scale,
-        "height": protocol.height,
-        "width": protocol.width,
-        **protocol.call_arguments,
-    }
-    if protocol.negative_prompt:
-        wanted["negative_prompt"] = [protocol.negative_prompt] * batch
-    if protocol.sampler == "native" and protocol.sigmas:
-        wanted["sigmas"] = list(protocol.sigmas)
-    known = inspect.signature(pipe.__call__).parameters
-    unknown = sorted(set(wanted) - set(known))
-    if unknown:
-        raise UserError(f"{type(pipe).__name__} takes no {', '.join(unknown)}: take it out of the protocol")
-    return wanted

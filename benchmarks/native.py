@@ -1,7 +1,7 @@
 """Diffusers folders as diffusers means them: the protocol they default to, and loading them without running code."""
 
 import inspect
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
@@ -12,6 +12,8 @@ from benchmarks.config import UserError
 from benchmarks.protocol import Dtype, Protocol
 
 _LOADING_FAULTS = (OSError, ValueError, KeyError, TypeError, RuntimeError, AttributeError, ImportError)
+# Of pipelines that compute c + s (c - u) where ours is u + s (c - u): their scale is ours less 1, and 0 is off.
+_GUIDANCE_BEYOND = {"ZImagePipeline": 1.0}
 _DTYPES: dict[str, Dtype] = {"F32": "float32", "F16": "float16", "BF16": "bfloat16"}
 
 
@@ -23,11 +25,51 @@ def default_protocol(files: PipelineFiles) -> Protocol:
     side = _native_side(files)
     return Protocol(
         num_inference_steps=known["num_inference_steps"].default,
-        guidance_scale=float(known["guidance_scale"].default) if "guidance_scale" in known else 1.0,
+        guidance_scale=_default_guidance(files.class_name, known),
         height=side,
         width=side,
         dtype=_stored_dtype(files),
     )
+
+
+def call_arguments(pipe: Any, protocol: Protocol, prompts: Sequence[str]) -> dict[str, Any]:
+    """Return the arguments of the pipeline's call for B prompts.
+
+    Raises UserError where it does not know one that is needed."""
+    known, name = inspect.signature(pipe.__call__).parameters, type(pipe).__name__
+    wanted: dict[str, Any] = {
+        "num_inference_steps": protocol.num_inference_steps,
+        "guidance_scale": max(0.0, protocol.guidance_scale - _GUIDANCE_BEYOND.get(name, 0.0)),
+        **protocol.call_arguments,
+    }
+    if "class_labels" in known:  # class-conditional: a prompt is a class, and the picture's size is the network's
+        wanted["class_labels"] = class_labels(prompts, pipe.labels, pipe.transformer.config.num_embeds_ada_norm)
+    else:
+        wanted |= {"prompt": list(prompts), "height": protocol.height, "width": protocol.width}
+    if protocol.negative_prompt:
+        wanted["negative_prompt"] = [protocol.negative_prompt] * len(prompts)
+    if protocol.sampler == "native" and protocol.sigmas:
+        wanted["sigmas"] = list(protocol.sigmas)
+    unknown = sorted(set(wanted) - set(known))
+    if unknown:
+        raise UserError(f"{name} takes no {', '.join(unknown)}: take it out of the protocol")
+    return wanted
+
+
+def class_labels(prompts: Sequence[str], labels: Mapping[str, int], classes: int) -> list[int]:
+    """Return the classes that prompts name: a number such as "207", or a label of the folder's id2label.
+
+    Raises UserError for anything else."""
+    found = []
+    for prompt in prompts:
+        number = int(prompt) if prompt.isascii() and prompt.isdigit() else labels.get(prompt.strip(), -1)
+        if not 0 <= number < classes:
+            raise UserError(
+                f"prompt {prompt!r} names no class: this model is class-conditional; write a number from 0 to "
+                f"{classes - 1}" + (" or a label of its model_index.json" if labels else "")
+            )
+        found.append(number)
+    return found
 
 
 def load_pipeline(files: PipelineFiles, lora: Path | None, dtype: Dtype, device: str) -> Any:
@@ -103,6 +145,12 @@ def _pipeline_class(files: PipelineFiles) -> Any:
         where = files.folder / checkpoints.INDEX
         raise UserError(f"{where}: {files.class_name!r} is no pipeline of diffusers {diffusers.__version__}")
     return found
+
+
+def _default_guidance(class_name: str, known: Mapping[str, inspect.Parameter]) -> float:
+    if "guidance_scale" not in known:
+        return 1.0
+    return float(known["guidance_scale"].default) + _GUIDANCE_BEYOND.get(class_name, 0.0)
 
 
 def pixels_per_latent(files: PipelineFiles) -> int:

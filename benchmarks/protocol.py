@@ -13,7 +13,7 @@ from typing import Literal
 from benchmarks.config import UserError, as_table, build, config
 
 FILE_NAME = "protocol.json"
-Sampler = Literal["euler", "cps", "renoise", "native"]
+Sampler = Literal["euler", "cps", "renoise", "flow_sde", "native"]
 Dtype = Literal["float32", "bfloat16", "float16"]
 
 
@@ -24,7 +24,7 @@ class Protocol:
     sampler: Sampler = "native"  # native = the scheduler that the model's folder configures
     num_inference_steps: int = 28
     guidance_scale: float = 1.0  # s in uncond + s (cond - uncond); 1 = off, one network pass per step
-    eta: float = 0.0  # of CPS: 0 = Euler ODE, 1 = consistency re-noising
+    eta: float = 0.0  # of CPS: 0 = Euler ODE, 1 = consistency re-noising; of Flow-SDE: its noise level
     sigmas: tuple[float, ...] = ()  # explicit noise levels, first > ... > last > 0, the final 0 left out
     shift: float = 1.0  # t' = k t / (1 + (k - 1) t); of the evenly spaced grid when `sigmas` is empty
     height: int = 64  # pixels

@@ -5,9 +5,11 @@
     Euler     x' = x_t + (t' - t) v
     CPS(eta)  x' = (1 - t') x0 + t' cos(theta) eps + t' sin(theta) n,   theta = eta pi / 2
               eta = 0 is Euler, eta = 1 is re-noising of x0 (consistency sampling)
+    Flow-SDE  x' = x_t + [v + c^2 / (2 t) eps] (t' - t) + c sqrt(t - t') n,   c = eta sqrt(t / (1 - t))
 
 Sources: Flow matching, Lipman et al. 2022, arXiv:2210.02747; coefficients-preserving sampling (CPS),
-arXiv:2509.05952; re-noising: Song et al. 2023, arXiv:2303.01469, Alg. 1. Training rollouts call the same
+arXiv:2509.05952; re-noising: Song et al. 2023, arXiv:2303.01469, Alg. 1; Flow-SDE: Flow-GRPO, Liu et al. 2025,
+arXiv:2505.05470, Eq. 9. Training rollouts call the same
 transitions as evaluation: what is trained is what is benchmarked. Levels and steps are computed in float32.
 Axes: B images, then any latent axes; t and t' are floats or [B, 1, ...] tensors.
 """
@@ -15,17 +17,17 @@ Axes: B images, then any latent axes; t and t' are floats or [B, 1, ...] tensors
 import math
 from collections.abc import Sequence
 from dataclasses import dataclass
-from typing import TypeVar
+from typing import Any, TypeVar
 
 import torch
 from diffusers.configuration_utils import ConfigMixin, register_to_config
-from diffusers.schedulers.scheduling_utils import SchedulerMixin
+from diffusers.schedulers.scheduling_utils import SchedulerMixin, SchedulerOutput
 from diffusers.utils.torch_utils import randn_tensor
 from torch import Tensor
 
 from benchmarks.protocol import Protocol
+from benchmarks.vp import Level, VpPath
 
-Level = float | Tensor
 L = TypeVar("L", float, Tensor)
 
 
@@ -69,6 +71,16 @@ def renoise(x_t: Tensor, v: Tensor, t: Level, t_next: Level) -> Transition:
     return Transition((1 - t_next) * (x_t - t * v), t_next)
 
 
+def flow_sde(x_t: Tensor, v: Tensor, t: Level, t_next: Level, eta: float) -> Transition:
+    """Return the Euler-Maruyama step of the SDE that has the marginals of the flow's ODE, with noise level eta.
+
+    c is infinite at t = 1: there 1 - t' stands for 1 - t, as in the authors' code. The last step is noisy as well."""
+    below = torch.where(t < 1, t, t_next) if isinstance(t, Tensor) else (t if t < 1 else t_next)
+    c_squared, dt = eta**2 * t / (1 - below), t_next - t
+    eps = x_t + (1 - t) * v
+    return Transition(x_t + (v + c_squared / (2 * t) * eps) * dt, (c_squared * -dt) ** 0.5)
+
+
 def transition(protocol: Protocol, x_t: Tensor, v: Tensor, t: Level, t_next: Level) -> Transition:
     """Return the step of the protocol's sampler, in float32."""
     x_t, v = x_t.float(), v.float()
@@ -78,6 +90,8 @@ def transition(protocol: Protocol, x_t: Tensor, v: Tensor, t: Level, t_next: Lev
         return renoise(x_t, v, t, t_next)
     if protocol.sampler == "euler":
         return euler(x_t, v, t, t_next)
+    if protocol.sampler == "flow_sde":
+        return flow_sde(x_t, v, t, t_next, protocol.eta)
     raise ValueError(f"sampler {protocol.sampler!r} is the model's own; it has no transition here")
 
 
@@ -98,9 +112,12 @@ def sigma_grid(protocol: Protocol) -> list[float]:
 class FewStepScheduler(SchedulerMixin, ConfigMixin):
     """A protocol's sampler as a diffusers scheduler, with one noise generator per image.
 
+    Levels and latents are those of flow; for a VP model (SDXL) the scheduler shows the network its own path's input
+    and timestep, and reads the velocity from its output (benchmarks/vp.py).
     Set `generators` before every pipeline call: the pipelines do not hand theirs to `step`."""
 
     order = 1
+    init_noise_sigma = 1.0
 
     @register_to_config
     def __init__(self, num_train_timesteps: int = 1000) -> None:
@@ -108,13 +125,15 @@ class FewStepScheduler(SchedulerMixin, ConfigMixin):
         self.generators: Sequence[torch.Generator] = ()
         self.sigmas = torch.zeros(1)
         self.timesteps = torch.zeros(0)
+        self._path: VpPath | None = None
         self._index = 0
 
     @classmethod
-    def of(cls, protocol: Protocol) -> "FewStepScheduler":
-        """Return the scheduler of a protocol."""
-        scheduler = cls()
-        scheduler.protocol = protocol
+    def of(cls, protocol: Protocol, own: Any = None) -> "FewStepScheduler":
+        """Return the scheduler of a protocol; `own` is the one the model's folder configures (None = plain flow)."""
+        settings = {} if own is None else own.config
+        scheduler = cls(num_train_timesteps=settings.get("num_train_timesteps", 1000))
+        scheduler.protocol, scheduler._path = protocol, VpPath.of(settings)
         return scheduler
 
     def set_timesteps(
@@ -130,17 +149,35 @@ class FewStepScheduler(SchedulerMixin, ConfigMixin):
         if num_inference_steps not in (None, self.protocol.num_inference_steps):
             raise ValueError(f"asked for {num_inference_steps} steps under a protocol of another number")
         self.sigmas = torch.tensor(sigma_grid(self.protocol), dtype=torch.float32, device=device)
-        self.timesteps = self.sigmas[:-1] * self.config["num_train_timesteps"]
+        levels = self.sigmas[:-1]
+        self.timesteps = self._path.timestep(levels) if self._path else levels * self.config["num_train_timesteps"]
         self._index = 0
 
+    def set_begin_index(self, begin_index: int = 0) -> None:
+        """Start at a step; pipelines say so before their loop."""
+        self._index = begin_index
+
+    def scale_model_input(self, sample: Tensor, timestep: Tensor) -> Tensor:
+        """Return what the network is shown of the latents at the present step."""
+        if not self._path:
+            return sample
+        return self._path.model_input(sample.float(), float(self.sigmas[self._index])).to(sample.dtype)
+
     def step(
-        self, model_output: Tensor, timestep: Tensor, sample: Tensor, return_dict: bool = False
-    ) -> tuple[Tensor]:
-        """Return (x',), drawing each image's noise from its own generator; steps are taken in order."""
+        self, model_output: Tensor, timestep: Tensor, sample: Tensor, return_dict: bool = True
+    ) -> SchedulerOutput | tuple[Tensor]:
+        """Return x', drawing each image's noise from its own generator; steps are taken in order."""
         t, t_next = float(self.sigmas[self._index]), float(self.sigmas[self._index + 1])
-        move = transition(self.protocol, sample, model_output, t, t_next)
+        v = self._path.velocity(model_output.float(), sample.float(), t) if self._path else model_output
+        move = transition(self.protocol, sample, v, t, t_next)
         self._index += 1
-        if not move.stochastic:
-            return (move.mean.to(sample.dtype),)
-        noise = randn_tensor(sample.shape, generator=list(self.generators), device=sample.device, dtype=torch.float32)
-        return (move.sample(noise).to(sample.dtype),)
+        x = move.sample(self._noise(sample)) if move.stochastic else move.mean
+        x = x.to(sample.dtype)
+        return SchedulerOutput(prev_sample=x) if return_dict else (x,)
+
+    def _noise(self, sample: Tensor) -> Tensor:
+        generators = list(self.generators)
+        shape = (len(generators), *sample.shape[1:])
+        noise = randn_tensor(shape, generator=generators, device=sample.device, dtype=torch.float32)
+        # a class-conditional pipeline carries every image twice where it is guided
+        return noise.repeat(len(sample) // len(generators), *[1] * (sample.ndim - 1))

@@ -121,6 +121,40 @@ def test_decoding_is_the_pipelines_and_differentiable(pipeline_folder: Path) -> 
     assert z.grad is not None and z.grad.any()
 
 
+def test_features_are_the_last_blocks_image_tokens_with_gradients(backbone: base.Backbone) -> None:
+    x, prompts, t = latents(backbone), backbone.encode(TEXTS), torch.tensor([0.3, 0.9]).view(2, 1, 1, 1)
+    perturb(backbone.parameters("fake_score"))
+    before = backbone.passes
+    features = backbone.features("fake_score", x.requires_grad_(), t, prompts)
+    assert features.shape == (2, 16, 16) and features.dtype == torch.float32 and backbone.passes - before == 4
+    features.square().mean().backward()
+    assert x.grad is not None and x.grad.any()
+    assert any(p.grad is not None and p.grad.any() for p in backbone.parameters("fake_score"))
+    assert not any(p.grad is not None and p.grad.any() for p in backbone.parameters("student"))
+    with torch.no_grad():
+        other = backbone.features("teacher", x, t, prompts)
+        assert not torch.allclose(other, features, atol=1e-3)
+        # what is left of the network after them: norm, projection, patches put back
+        network = backbone._network("fake_score")  # type: ignore[attr-defined]
+        temb = network.time_text_embed(1000 * t.flatten(), prompts[1])
+        patches = network.proj_out(network.norm_out(features, temb)).view(2, 4, 4, 2, 2, 4)
+        v = torch.einsum("nhwpqc->nchpwq", patches).reshape(2, 4, 8, 8)
+        assert torch.allclose(v, backbone.velocity("fake_score", x, t, prompts), atol=1e-5)
+
+
+def test_encoding_pictures_is_the_pipelines_and_without_graph(pipeline_folder: Path) -> None:
+    backbone = backbone_of(pipeline_folder)
+    images = torch.rand(2, 3, 16, 16, generator=torch.Generator().manual_seed(3))
+    found = backbone.encode_pictures(images)
+    vae = StableDiffusion3Pipeline.from_pretrained(pipeline_folder, **NULL).vae
+    with torch.no_grad():
+        z = vae.encode(images * 2 - 1).latent_dist.mean
+        decoded = (vae.decode(z).sample / 2 + 0.5).clamp(0, 1)
+    assert found.shape == (2, *backbone.latent_shape) and not found.requires_grad
+    assert torch.allclose(found, (z - vae.config.shift_factor) * vae.config.scaling_factor, atol=1e-5)
+    assert torch.allclose(backbone.decode(found), decoded, atol=1e-5)
+
+
 @pytest.mark.parametrize("training", ["lora", "full"])
 def test_exported_student_is_the_trained_one_in_stock_diffusers(
     pipeline_folder: Path, tmp_path: Path, training: str
@@ -184,3 +218,104 @@ def test_folders_that_are_no_such_model_are_refused(pipeline_folder: Path, tmp_p
         load(BackboneConfig(path=str(broken)), CPU)
     with pytest.raises(UserError, match="unknown backbone 'sd4'; did you mean 'sd3'"):
         load(BackboneConfig(kind="sd4", path=str(pipeline_folder)), CPU)
+
+
+def test_fake_scale_scales_the_adapter_and_0_is_bitwise_the_base(pipeline_folder: Path) -> None:
+    backbone = backbone_of(pipeline_folder)
+    x, prompts = latents(backbone), backbone.encode(TEXTS)
+
+    def velocity(role: str, fake_scale: float | None = None, guidance_scale: float = 1.0) -> Tensor:
+        with torch.no_grad():
+            return backbone.velocity(role, x, 0.5, prompts, guidance_scale, fake_scale)  # type: ignore[arg-type]
+
+    teacher, guided = velocity("teacher"), velocity("teacher", guidance_scale=3.0)
+    assert torch.equal(velocity("fake_score", 2.0), teacher)  # adapters begin at 0
+    perturb(backbone.parameters("fake_score"))
+    fake = velocity("fake_score")
+    assert torch.equal(velocity("teacher", 0.0), teacher) and torch.equal(velocity("fake_score", 0.0), teacher)
+    assert torch.equal(velocity("teacher", 1.0), fake) and torch.equal(velocity("fake_score", 1.0), fake)
+    twice = velocity("fake_score", 2.0)
+    assert torch.equal(velocity("teacher", 2.0), twice) and not torch.allclose(twice, fake, atol=1e-4)
+    assert not torch.allclose(velocity("teacher", 0.5, 3.0), guided, atol=1e-4)
+    merged = backbone._adapters.merged("fake_score")  # type: ignore[attr-defined]
+    assert torch.equal(velocity("fake_score"), fake) and torch.equal(velocity("teacher"), teacher)
+    velocity("fake_score", 2.0)
+    again = backbone._adapters.merged("fake_score")  # type: ignore[attr-defined]
+    assert all(torch.equal(again[name], merged[name]) for name in merged)
+    with torch.no_grad():  # the scale s is that of the delta: s = 2 is the adapter with B doubled
+        for parameter in backbone.parameters("fake_score")[1::2]:
+            parameter.mul_(2)
+    assert torch.allclose(velocity("fake_score"), twice, atol=1e-5)
+
+
+def test_full_copies_have_no_adapter_to_scale(pipeline_folder: Path) -> None:
+    backbone = backbone_of(pipeline_folder, "full")
+    with pytest.raises(UserError, match=r"backbone\.training = \"full\" has no adapter to scale"):
+        backbone.velocity("teacher", latents(backbone), 0.5, backbone.encode(TEXTS), 1.0, 0.5)
+
+
+def test_reference_is_the_student_as_it_was_and_stays(backbone: base.Backbone) -> None:
+    x, prompts = latents(backbone), backbone.encode(TEXTS)
+
+    def velocity(role: str) -> Tensor:
+        with torch.no_grad():
+            return backbone.velocity(role, x, 0.5, prompts)  # type: ignore[arg-type]
+
+    assert backbone.parameters("reference") == []
+    digest = backbone.teacher_digest()
+    perturb(backbone.parameters("student"))
+    backbone.keep_reference()
+    student, reference = velocity("student"), velocity("reference")
+    assert torch.allclose(reference, student, atol=1e-6)
+    perturb(backbone.parameters("student"))
+    assert torch.equal(velocity("reference"), reference)
+    assert not torch.allclose(velocity("student"), student, atol=1e-4)
+    backbone.velocity("student", x, 0.5, prompts).mean().backward()
+    assert not backbone.velocity("reference", x, 0.5, prompts).requires_grad
+    assert not any(p.requires_grad or p.grad is not None for p in backbone.parameters("reference"))
+    assert all(p.requires_grad for p in backbone.parameters("student"))
+    assert backbone.teacher_digest() == digest
+    backbone.keep_reference()
+    assert torch.allclose(velocity("reference"), velocity("student"), atol=1e-6)
+
+
+@pytest.mark.parametrize("training", ["lora", "full"])
+def test_checkpointed_gradients_are_those_of_the_role_whatever_ran_since(
+    pipeline_folder: Path, training: str
+) -> None:
+    gradients = []
+    for checkpointing in (False, True):
+        torch.manual_seed(0)
+        settings = BackboneConfig(
+            path=str(pipeline_folder), training=training, lora=LoraConfig(rank=2, alpha=4),
+            gradient_checkpointing=checkpointing,
+        )  # type: ignore[arg-type] # fmt: skip
+        backbone = load(settings, CPU)
+        backbone._pipeline.transformer.train()  # type: ignore[attr-defined]
+        for role in ("student", "fake_score"):
+            perturb(backbone.parameters(role))
+        x, prompts = latents(backbone), backbone.encode(TEXTS)
+        scale = 2.0 if training == "lora" else None
+        loss = backbone.velocity("fake_score", x, 0.5, prompts, fake_scale=scale).square().mean()
+        with torch.no_grad():
+            backbone.velocity("student", x, 0.5, prompts)
+            backbone.velocity("teacher", x, 0.5, prompts)
+        loss.backward()
+        assert all(p.grad is None for p in backbone.parameters("student"))
+        gradients.append([p.grad for p in backbone.parameters("fake_score")])
+    assert any(g is not None and g.any() for g in gradients[0])
+    for plain, checkpointed in zip(*gradients, strict=True):
+        assert (plain is None) == (checkpointed is None)
+        assert plain is None or torch.allclose(plain, checkpointed, rtol=1e-4, atol=1e-7)
+
+
+def test_the_fake_scores_adapter_may_have_a_shape_of_its_own(pipeline_folder: Path) -> None:
+    lora = LoraConfig(rank=4, alpha=8, fake_score_rank=2, fake_score_alpha=2, targets=("to_q",))
+    backbone = load(BackboneConfig(path=str(pipeline_folder), lora=lora), CPU)
+    ranks = {role: backbone.parameters(role)[0].shape[0] for role in ("student", "fake_score")}  # type: ignore[arg-type]
+    assert ranks == {"student": 4, "fake_score": 2}
+    perturb(backbone.parameters("fake_score"))
+    name, merged = next(iter(backbone._adapters.merged("fake_score").items()))  # type: ignore[attr-defined]
+    a, b = backbone.parameters("fake_score")[:2]  # alpha / rank is 1
+    base_weight = backbone._adapters.base_state()[name]  # type: ignore[attr-defined]
+    assert torch.allclose(merged, base_weight + b @ a, atol=1e-6)

@@ -2,7 +2,8 @@
 
 A backbone is the only code that knows its family: it encodes prompts, predicts velocities in three roles, decodes
 latents and writes a checkpoint. Roles: teacher = the model as loaded, frozen; student and fake_score start as copies
-of it (LoRA adapters on the one frozen base, or full copies).
+of it (LoRA adapters on the one frozen base, or full copies); reference = a frozen copy of the student, where a method
+asks for one.
 Axes: B images; latents [B, *latent_shape]; images [B, 3, H, W] in [0, 1].
 """
 
@@ -18,7 +19,7 @@ from benchmarks.protocol import Protocol as SamplingProtocol
 from benchmarks.samplers import Level
 from metrics.base import Registry
 
-Role = Literal["teacher", "student", "fake_score"]
+Role = Literal["teacher", "student", "fake_score", "reference"]
 
 
 @config
@@ -28,10 +29,14 @@ class LoraConfig:
     rank: int = 32
     alpha: int = 64
     targets: tuple[str, ...] = ()  # ends of the linear layers' names, such as "to_q"; () = every linear layer
+    fake_score_rank: int = 0  # where the fake score's differs from the student's (DMDR); 0 = it does not
+    fake_score_alpha: int = 0
 
     def __post_init__(self) -> None:
         if self.rank < 1 or self.alpha < 1:
             raise ValueError("rank and alpha must be at least 1")
+        if self.fake_score_rank < 0 or self.fake_score_alpha < 0:
+            raise ValueError("fake_score_rank and fake_score_alpha must be at least 0")
 
 
 @config
@@ -40,6 +45,7 @@ class BackboneConfig:
 
     kind: str = "sd3"
     path: str  # folder of the base model in diffusers layout
+    resolution: int = 0  # pixels of a side; 0 = the folder's own
     training: Literal["lora", "full"] = "lora"
     lora: LoraConfig = LoraConfig()
     precision: Literal["float32", "bfloat16"] = "float32"  # of the networks; sampling and losses are float32
@@ -50,6 +56,7 @@ class BackboneConfig:
 class Backbone(Protocol):
     """The interface; see the module's docstring."""
 
+    settings: BackboneConfig
     latent_shape: tuple[int, ...]
     device: torch.device
     passes: int  # network passes so far: images × forward passes, plus one for each backward
@@ -58,16 +65,42 @@ class Backbone(Protocol):
         """Return the embeddings of B prompts for `velocity`; no prompt is encoded twice while in the cache."""
         ...
 
-    def velocity(self, role: Role, x_t: Tensor, t: Level, prompts: Any, guidance_scale: float = 1.0) -> Tensor:
-        """Return v [B, ...] float32 of a role at level t for encoded prompts; guided above a scale of 1."""
+    def velocity(
+        self,
+        role: Role,
+        x_t: Tensor,
+        t: Level,
+        prompts: Any,
+        guidance_scale: float = 1.0,
+        fake_scale: float | None = None,
+    ) -> Tensor:
+        """Return v [B, ...] float32 of a role at level t for encoded prompts; guided above a scale of 1.
+
+        fake_scale: scale of the fake score's adapter, of the fake score itself (None = 1) or of a teacher that leans
+        on it (None = 0). Raises UserError where it is given and the roles are no adapters."""
+        ...
+
+    def features(self, role: Role, x_t: Tensor, t: Level, prompts: Any) -> Tensor:
+        """Return hidden tokens [B, L, D] float32 of a role's network at level t, with graph; a pass like `velocity`.
+
+        What a discriminator's head sees: the image tokens after a transformer's last block, a UNet's middle block
+        row by row."""
         ...
 
     def decode(self, latents: Tensor) -> Tensor:
         """Return images in [0, 1], differentiable in the latents."""
         ...
 
+    def encode_pictures(self, images: Tensor) -> Tensor:
+        """Return the latents of images [B, 3, H, W] in [0, 1], without graph; the inverse of `decode`."""
+        ...
+
     def parameters(self, role: Role) -> list[nn.Parameter]:
-        """Return what a role trains; the teacher trains nothing."""
+        """Return what a role trains; the teacher trains nothing. Of the reference: its frozen weights, if kept."""
+        ...
+
+    def keep_reference(self) -> None:
+        """Make the role "reference" from the student's present weights; called again, it follows the student."""
         ...
 
     def reset(self) -> None:

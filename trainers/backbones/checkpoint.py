@@ -3,10 +3,12 @@
 import json
 import shutil
 from collections.abc import Mapping
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
 import torch
+from safetensors.torch import save_file
 from torch import Tensor
 
 from benchmarks.checkpoints import check_pipeline
@@ -18,43 +20,61 @@ from trainers.backbones.lora import AdapterRoles
 DTYPES = {"float32": torch.float32, "float16": torch.float16, "bfloat16": torch.bfloat16}
 
 
-def load_base(folder: Path, class_name: str, device: torch.device) -> tuple[Any, Protocol]:
-    """Return a diffusers folder's pipeline in float32 and its protocol.
+def load_base(folder: Path, class_name: str, device: torch.device, resolution: int = 0) -> tuple[Any, Protocol]:
+    """Return a diffusers folder's pipeline in float32 and its protocol, at a resolution of its own if one is given.
 
     Raises UserError where the folder is missing, damaged, not safe to read, or holds another pipeline."""
     files = check_pipeline(folder)
     if files.class_name != class_name:
         raise UserError(f"{folder}: a {files.class_name}; this backbone trains {class_name} folders")
     protocol = read_protocol(folder) or default_protocol(files)
+    if resolution:
+        protocol = replace(protocol, height=resolution, width=resolution)
     return load_pipeline(files, None, "float32", str(device)), protocol
 
 
 def save_merged(
-    base: Path, folder: Path, network_class: Any, config: Mapping[str, Any], state: Mapping[str, Tensor], dtype: str
+    base: Path,
+    folder: Path,
+    network_class: Any,
+    config: Mapping[str, Any],
+    state: Mapping[str, Tensor],
+    dtype: str,
+    denoiser: str = "transformer",
 ) -> None:
-    """Write a whole pipeline folder: the base's files with the transformer's weights replaced by `state`."""
+    """Write a whole pipeline folder: the base's files with the denoiser's weights replaced by `state`."""
     # Without the path it was loaded from, which would end up in the file, and so in the student's digest.
     config = {key: value for key, value in config.items() if key != "_name_or_path"}
     with torch.device("meta"):
         network = network_class.from_config(config)
     network.load_state_dict({name: tensor.to(DTYPES[dtype]) for name, tensor in state.items()}, assign=True)
-    shutil.copytree(base, folder, dirs_exist_ok=True, ignore=_only_pipeline_files(base))
-    network.save_pretrained(folder / "transformer")
+    shutil.copytree(base, folder, dirs_exist_ok=True, ignore=_only_pipeline_files(base, denoiser))
+    network.save_pretrained(folder / denoiser)
 
 
-def save_lora(base: Path, folder: Path, adapters: AdapterRoles, pipeline_class: Any) -> None:
-    """Write the student's adapter as `pipeline.load_lora_weights(folder)` reads it, with its base named."""
+def save_lora(
+    base: Path, folder: Path, adapters: AdapterRoles, pipeline_class: Any, denoiser: str = "transformer"
+) -> None:
+    """Write the student's adapter as `pipeline.load_lora_weights(folder)` reads it, with its base named.
+
+    Where the pipeline has no such method: as peft does, for `PeftModel.from_pretrained(network, folder)`."""
     table = {k: v for k, v in adapters.config.to_dict().items() if v is not None}
     layers = adapters.adapter_state("student")
-    pipeline_class.save_lora_weights(folder, transformer_lora_layers=layers, transformer_lora_adapter_metadata=table)
+    if hasattr(pipeline_class, "save_lora_weights"):
+        of_this = {f"{denoiser}_lora_layers": layers, f"{denoiser}_lora_adapter_metadata": table}
+        pipeline_class.save_lora_weights(folder, **of_this)
+    else:
+        folder.mkdir(parents=True, exist_ok=True)
+        named = {f"base_model.model.{name}": tensor.contiguous() for name, tensor in layers.items()}
+        save_file(named, folder / "adapter_model.safetensors", metadata={"format": "pt"})
     shown = table | {"base_model_name_or_path": str(base), "target_modules": sorted(table["target_modules"])}
     (folder / "adapter_config.json").write_text(json.dumps(shown, indent=2, sort_keys=True, default=str) + "\n")
 
 
-def _only_pipeline_files(base: Path) -> Any:
-    """Return a copytree filter: the components' files, neither the transformer's weights nor anything unknown."""
+def _only_pipeline_files(base: Path, denoiser: str) -> Any:
+    """Return a copytree filter: the components' files, neither the denoiser's weights nor anything unknown."""
     parts = check_pipeline(base)
-    kept = {path.resolve() for path in parts.files() if path.parent != base / "transformer"}
+    kept = {path.resolve() for path in parts.files() if path.parent != base / denoiser}
 
     def ignore(directory: str, names: list[str]) -> list[str]:
         here = Path(directory)

@@ -17,7 +17,6 @@ from typing import Any
 import torch
 from diffusers import SD3Transformer2DModel, StableDiffusion3Pipeline
 from torch import Tensor, nn
-from torch.nn.attention import SDPBackend, sdpa_kernel
 
 from benchmarks.config import UserError
 from benchmarks.protocol import Protocol
@@ -25,6 +24,7 @@ from benchmarks.samplers import Level
 from trainers.backbones.base import BackboneConfig, Role, register
 from trainers.backbones.checkpoint import load_base, save_lora, save_merged
 from trainers.backbones.lora import AdapterRoles
+from trainers.backbones.recompute import attention, checkpointed
 from trainers.flow import guided
 
 ENCODED_AT_ONCE = 16  # prompts per call of the text encoders
@@ -38,15 +38,19 @@ class Sd3:
     def __init__(self, settings: BackboneConfig, device: torch.device) -> None:
         """Load the folder settings.path. Raises UserError where it is no StableDiffusion3Pipeline."""
         self.settings, self.device, self.passes = settings, device, 0
-        self._pipeline, self._protocol = load_base(Path(settings.path), "StableDiffusion3Pipeline", device)
+        self._pipeline, self._protocol = load_base(
+            Path(settings.path), "StableDiffusion3Pipeline", device, settings.resolution
+        )
         for name in ("transformer", "vae", "text_encoder", "text_encoder_2", "text_encoder_3"):
             component = getattr(self._pipeline, name)
             if component is not None:
                 component.requires_grad_(False).eval()
         teacher: Any = self._pipeline.transformer
-        if settings.gradient_checkpointing:
-            teacher.enable_gradient_checkpointing()
         self._adapters = AdapterRoles(teacher, settings.lora) if settings.training == "lora" else None
+        if settings.gradient_checkpointing:
+            teacher.enable_gradient_checkpointing(
+                self._adapters.checkpointed() if self._adapters else checkpointed(device)
+            )
         self._copies: dict[Role, Any] = {"teacher": teacher}
         if self._adapters is None:
             self._copies |= {role: copy.deepcopy(teacher).requires_grad_(True) for role in ("student", "fake_score")}
@@ -67,16 +71,34 @@ class Sd3:
             self._cache.popitem(last=False)
         return torch.stack([row[0] for row in rows]), torch.stack([row[1] for row in rows])
 
-    def velocity(self, role: Role, x_t: Tensor, t: Level, prompts: Embeddings, guidance_scale: float = 1.0) -> Tensor:
-        """Return v [B, C, h, w] float32; guidance costs one call on 2 B images."""
+    def velocity(
+        self,
+        role: Role,
+        x_t: Tensor,
+        t: Level,
+        prompts: Embeddings,
+        guidance_scale: float = 1.0,
+        fake_scale: float | None = None,
+    ) -> Tensor:
+        """Return v [B, C, h, w] float32; guidance costs one call on 2 B images.
+
+        Raises UserError where fake_scale is given and the roles are full copies."""
         tokens, pooled = prompts
         if guidance_scale > 1:
             empty = self.encode([self._protocol.negative_prompt])
             tokens = torch.cat([empty[0].expand_as(tokens), tokens])
             pooled = torch.cat([empty[1].expand_as(pooled), pooled])
-            unconditional, conditional = self._call(role, x_t.repeat(2, 1, 1, 1), _twice(t), tokens, pooled).chunk(2)
+            both = self._call(role, x_t.repeat(2, 1, 1, 1), _twice(t), tokens, pooled, fake_scale)
+            unconditional, conditional = both.chunk(2)
             return guided(unconditional, conditional, guidance_scale)
-        return self._call(role, x_t, t, tokens, pooled)
+        return self._call(role, x_t, t, tokens, pooled, fake_scale)
+
+    def features(self, role: Role, x_t: Tensor, t: Level, prompts: Embeddings) -> Tensor:
+        """Return the image tokens [B, L, D] float32 after the last transformer block."""
+        network, seen = self._network(role), []
+        with network.norm_out.register_forward_pre_hook(lambda _, inputs: seen.append(inputs[0])):
+            self._call(role, x_t, t, *prompts)
+        return seen[0].float()
 
     def decode(self, latents: Tensor) -> Tensor:
         """Return images [B, 3, H, W] in [0, 1]. Saturated pixels carry no gradient: on the screen nothing changes."""
@@ -85,17 +107,34 @@ class Sd3:
             images = vae.decode(latents / vae.config.scaling_factor + (vae.config.shift_factor or 0)).sample
         return (images.float() / 2 + 0.5).clamp(0, 1)
 
+    @torch.no_grad()
+    def encode_pictures(self, images: Tensor) -> Tensor:
+        """Return latents [B, C, h, w] of images in [0, 1]: the mode of the autoencoder's posterior."""
+        vae = self._pipeline.vae
+        with self._autocast():
+            z = vae.encode(2 * images - 1).latent_dist.mode()
+        return (z.float() - (vae.config.shift_factor or 0)) * vae.config.scaling_factor
+
     def parameters(self, role: Role) -> list[nn.Parameter]:
         """Return what a role trains."""
         if role == "teacher":
             return []
-        return self._adapters.parameters(role) if self._adapters else list(self._copies[role].parameters())
+        if self._adapters:
+            return self._adapters.parameters(role)
+        return list(self._copies[role].parameters()) if role in self._copies else []
+
+    def keep_reference(self) -> None:
+        """Make the role "reference" from the student's present weights: one more adapter, or one more copy."""
+        if self._adapters:
+            self._adapters.keep_reference()
+        else:
+            self._copies["reference"] = copy.deepcopy(self._copies["student"]).requires_grad_(False)
 
     def reset(self) -> None:
         """Make student and fake score copies of the teacher again."""
         if self._adapters:
             self._adapters.reset()
-        for role in self._copies.keys() - {"teacher"}:
+        for role in self._copies.keys() - {"teacher", "reference"}:
             self._copies[role].load_state_dict(self._copies["teacher"].state_dict())
 
     def protocol(self) -> Protocol:
@@ -120,11 +159,20 @@ class Sd3:
         student = self._adapters.merged("student") if self._adapters else self._copies["student"].state_dict()
         save_merged(base, folder, SD3Transformer2DModel, teacher.config, self._base_state() | student, dtype)
 
-    def _call(self, role: Role, x_t: Tensor, t: Level, tokens: Tensor, pooled: Tensor) -> Tensor:
-        network = self._adapters.network(role) if self._adapters else self._copies[role]
+    def _network(self, role: Role, fake_scale: float | None = None) -> Any:
+        if self._adapters:
+            return self._adapters.network(role, fake_scale)
+        if fake_scale is not None:
+            raise UserError('backbone.training = "full" has no adapter to scale: use "lora", or drop dynadg')
+        return self._copies[role]
+
+    def _call(
+        self, role: Role, x_t: Tensor, t: Level, tokens: Tensor, pooled: Tensor, fake_scale: float | None = None
+    ) -> Tensor:
+        network = self._network(role, fake_scale)
         timestep = 1000 * torch.as_tensor(t, dtype=torch.float32, device=x_t.device).flatten().expand(len(x_t))
         self.passes += len(x_t) * (2 if torch.is_grad_enabled() else 1)
-        with self._autocast(), self._attention():
+        with self._autocast(), attention(self.device):
             v = network(x_t, timestep=timestep, encoder_hidden_states=tokens, pooled_projections=pooled).sample
         return v.float()
 
@@ -146,12 +194,6 @@ class Sd3:
 
     def _autocast(self) -> contextlib.AbstractContextManager:
         return torch.autocast(self.device.type, torch.bfloat16, enabled=self.settings.precision == "bfloat16")
-
-    def _attention(self) -> contextlib.AbstractContextManager:
-        # On a CPU the fused kernel's backward takes about twice the time of the plain softmax(Q K^T) V.
-        if self.device.type == "cpu" and torch.is_grad_enabled():
-            return sdpa_kernel(SDPBackend.MATH)
-        return contextlib.nullcontext()
 
 
 def _twice(t: Level) -> Level:

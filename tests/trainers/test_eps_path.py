@@ -1,0 +1,86 @@
+"""Distillation of eps models end to end: the two-dimensional toys of the flow trainers, through the VP bridge."""
+
+import pytest
+import torch
+from torch import Tensor
+
+from benchmarks.samplers import Level
+from benchmarks.vp import VpPath
+from metrics.base import Prompt
+from tests.trainers.closed_form import PointBackbone
+from trainers.backbones.base import Role
+from trainers.base import SamplerConfig, World
+from trainers.dmd import Dmd, DmdConfig
+from trainers.flow import RenoiseLaw
+from trainers.learner import EmaConfig, OptimiserConfig
+from trainers.rewards import RewardBank
+from trainers.rollout import rollout
+
+SDXL = {"beta_start": 0.00085, "beta_end": 0.012, "beta_schedule": "scaled_linear", "num_train_timesteps": 1000}
+
+
+class EpsPointBackbone(PointBackbone):
+    """The two-dimensional backbone with every role an eps model on SDXL's noise table, the teacher in closed form."""
+
+    def __init__(self, mean: tuple[float, float], spread: float) -> None:
+        super().__init__(mean, spread)
+        path = VpPath.of(SDXL)
+        assert path is not None
+        self.path, self.spread = path, spread
+
+    def velocity(
+        self,
+        role: Role,
+        x_t: Tensor,
+        t: Level,
+        prompts: int,
+        guidance_scale: float = 1.0,
+        fake_scale: float | None = None,
+    ) -> Tensor:
+        self.passes += len(x_t)
+        level = torch.as_tensor(t, dtype=x_t.dtype).expand(len(x_t), 1)
+        seen, timestep = self.path.model_input(x_t, level), self.path.timestep(level)
+        if role == "teacher":
+            a, b = (
+                table[timestep].to(x_t) for table in (self.path.alpha_bar.sqrt(), (1 - self.path.alpha_bar).sqrt())
+            )
+            eps = b * (seen - a * self._mean) / (a**2 * self.spread**2 + b**2)  # E[eps | x_t] of N(mean, spread^2)
+        else:
+            # like any teacher's copy it begins with x0 near the data: eps = x_t, and so x0 = (1 - b) / a x_t
+            eps = seen + self.networks[role](seen, timestep / 1000)
+        return self.path.velocity(eps, x_t, level)
+
+
+def test_an_eps_student_learns_an_eps_teachers_gaussian() -> None:
+    torch.manual_seed(0)
+    backbone = EpsPointBackbone((1.0, -0.5), 0.5)
+    law = RenoiseLaw(low=0.03, high=0.9)
+    config = DmdConfig(
+        sampler=SamplerConfig(num_inference_steps=1), batch_size=256, guidance_scale=1.0, normaliser="none",
+        fake_score_updates=1, share_rollout=True, ema=EmaConfig(decay=0.99), renoise=law, fake_score_renoise=law,
+        student=OptimiserConfig(lr=2e-4, betas=(0.5, 0.99), max_grad_norm=0.0),
+        fake_score=OptimiserConfig(lr=2e-3, betas=(0.5, 0.99), max_grad_norm=0.0),
+    )  # fmt: skip
+    trainer = Dmd(config, backbone, RewardBank([], {}), World(seed=0))  # type: ignore[arg-type]
+    prompts = [Prompt(text=str(n)) for n in range(config.batch_size)]
+    for iteration in range(1500):
+        trainer.step(prompts, iteration)
+    with torch.no_grad(), trainer.roles.student.averaged():
+        x = torch.randn(20_000, 2)
+        student = lambda x, t: backbone.velocity("student", x, t, len(x))  # noqa: E731
+        points = rollout(student, x, trainer.protocol(), lambda k: torch.randn_like(x))[-1].x0
+    assert (points.mean(dim=0) - torch.tensor([1.0, -0.5])).abs().max() < 0.05
+    covariance = points.T.cov()
+    assert covariance.diagonal().tolist() == pytest.approx([0.25, 0.25], rel=0.1)
+    assert abs(covariance[0, 1]) < 0.025
+
+
+def test_the_teachers_own_sampling_ends_in_its_gaussian() -> None:
+    backbone = EpsPointBackbone((1.0, -0.5), 0.5)
+    protocol = SamplerConfig(sampler="euler", num_inference_steps=100).protocol(backbone.protocol())
+    x = torch.randn(20_000, 2, generator=torch.Generator().manual_seed(0))
+    teacher = lambda x, t: backbone.velocity("teacher", x, t, len(x))  # noqa: E731
+    with torch.no_grad():
+        points = rollout(teacher, x, protocol, lambda k: x)[-1].x_next
+    assert (points.mean(dim=0) - torch.tensor([1.0, -0.5])).abs().max() < 0.05
+    assert points.std(dim=0).tolist() == pytest.approx([0.5, 0.5], rel=0.05)

@@ -1,0 +1,234 @@
+"""What every model family on a stock diffusers pipeline has in common; a family's file adds what is its own.
+
+    class MyFamily(Family):
+        pipeline_class = MyPipeline              what `load_base` asks of the folder
+        def latents(self): ...                   shape of one image's latents
+        def embed(self, prompts): ...            the frozen text encoders, as the pipeline uses them
+        def predict(self, network, x_t, t, prompts): ...     v = eps - x0 of one call
+
+The base weights are one frozen network; roles are LoRA adapters on it or full copies. Prompts are encoded once and
+kept: they are functions of the frozen encoders.
+Axes: B images, latents [B, *latent_shape], images [B, 3, H, W] in [0, 1].
+"""
+
+import contextlib
+import hashlib
+from collections import OrderedDict
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any, ClassVar
+
+import torch
+from torch import Tensor, nn
+
+from benchmarks.config import UserError
+from benchmarks.protocol import Protocol
+from benchmarks.samplers import Level
+from trainers.backbones.base import BackboneConfig, Role
+from trainers.backbones.checkpoint import load_base, save_lora, save_merged
+from trainers.backbones.copies import CopyRoles
+from trainers.backbones.lora import AdapterRoles
+from trainers.backbones.recompute import attention, checkpointed
+from trainers.flow import guided
+
+ENCODED_AT_ONCE = 16  # prompts per call of the text encoders
+Row = tuple[Tensor, ...]  # what a family knows of one prompt
+Embeddings = tuple[Any, ...]  # of B prompts: tensors [B, ...], or lists of B where lengths differ
+
+
+class Family:
+    """See `trainers.backbones.base.Backbone`."""
+
+    pipeline_class: ClassVar[Any]
+    denoiser: ClassVar[str] = "transformer"  # the component that is trained
+
+    def __init__(self, settings: BackboneConfig, device: torch.device) -> None:
+        """Load the folder settings.path. Raises UserError where it is no folder of this family."""
+        self.settings, self.device, self.passes = settings, device, 0
+        name = self.pipeline_class.__name__
+        self.pipeline, self._protocol = load_base(Path(settings.path), name, device, settings.resolution)
+        for component in self.pipeline.components.values():
+            if isinstance(component, nn.Module):
+                component.requires_grad_(False).eval()
+        self._roles = _roles_of(getattr(self.pipeline, self.denoiser), settings, device)
+        self._cache: OrderedDict[str, Row] = OrderedDict()
+        self.latent_shape = self.latents()
+
+    # What a family says of itself
+
+    def latents(self) -> tuple[int, ...]:
+        """Return the shape of one image's latents at the protocol's size: channels and the autoencoder's grid."""
+        side = self.pipeline.vae_scale_factor
+        return self.config.in_channels, self._protocol.height // side, self._protocol.width // side
+
+    def embed(self, prompts: list[str]) -> Sequence[Row]:
+        """Return one row of tensors for each prompt, from the frozen text encoders."""
+        raise NotImplementedError
+
+    def predict(self, network: Any, x_t: Tensor, t: Tensor, prompts: Embeddings) -> Tensor:
+        """Return v [B, ...] of one call of a role's network, t float32 [B]."""
+        raise NotImplementedError
+
+    def negative(self, count: int) -> Embeddings:
+        """Return the embeddings of `count` images without their prompt, for guidance."""
+        return self.encode([self._protocol.negative_prompt] * count)
+
+    def joined(self, rows: Sequence[Row]) -> Embeddings:
+        """Return the rows of B prompts as the network wants them."""
+        return tuple(torch.stack(column) for column in zip(*rows, strict=True))
+
+    def hidden(self, network: Any) -> tuple[nn.Module, bool]:
+        """Return the module whose hidden states `features` shows, and whether its input is meant, else its output."""
+        return network.norm_out, True
+
+    def tokens(self, hidden: Tensor) -> Tensor:
+        """Return the image tokens [B, L, D] of these hidden states."""
+        return hidden
+
+    def raw_latents(self, latents: Tensor) -> Tensor:
+        """Return the autoencoder's own z of latents; the inverse of `trained_latents`."""
+        vae = self.pipeline.vae.config
+        return latents / vae.scaling_factor + (vae.get("shift_factor") or 0)
+
+    def trained_latents(self, z: Tensor) -> Tensor:
+        """Return the latents that the network was trained on of the autoencoder's z."""
+        vae = self.pipeline.vae.config
+        return (z - (vae.get("shift_factor") or 0)) * vae.scaling_factor
+
+    # The same for all
+
+    @property
+    def config(self) -> Any:
+        """The network's own settings."""
+        return getattr(self.pipeline, self.denoiser).config
+
+    @torch.no_grad()
+    def encode(self, prompts: Sequence[str]) -> Embeddings:
+        """Return the embeddings of B prompts; none is encoded twice while in the cache."""
+        missing = [prompt for prompt in dict.fromkeys(prompts) if prompt not in self._cache]
+        for start in range(0, len(missing), ENCODED_AT_ONCE):
+            some = missing[start : start + ENCODED_AT_ONCE]
+            # Always the same number of rows: a batch's shape decides the last bits of its rows, and a resumed run
+            # meets other prompts together than the first one did.
+            rows = self.embed(some + [""] * (ENCODED_AT_ONCE - len(some)))
+            self._cache |= {p: tuple(x.clone() for x in row) for p, row in zip(some, rows, strict=False)}
+        for prompt in prompts:
+            self._cache.move_to_end(prompt)
+        found = [self._cache[prompt] for prompt in prompts]
+        while len(self._cache) > self.settings.prompt_cache:
+            self._cache.popitem(last=False)
+        return self.joined(found)
+
+    def velocity(
+        self,
+        role: Role,
+        x_t: Tensor,
+        t: Level,
+        prompts: Embeddings,
+        guidance_scale: float = 1.0,
+        fake_scale: float | None = None,
+    ) -> Tensor:
+        """Return v [B, ...] float32; guidance costs one call on 2 B images.
+
+        Raises UserError where fake_scale is given and the roles are full copies."""
+        t = self._levels(t, len(x_t))
+        if guidance_scale <= 1:
+            return self._call(role, x_t, t, prompts, fake_scale)
+        both = tuple(_stacked(empty, own) for empty, own in zip(self.negative(len(x_t)), prompts, strict=True))
+        v = self._call(role, torch.cat([x_t, x_t]), torch.cat([t, t]), both, fake_scale)
+        unconditional, conditional = v.chunk(2)
+        return guided(unconditional, conditional, guidance_scale)
+
+    def features(self, role: Role, x_t: Tensor, t: Level, prompts: Embeddings) -> Tensor:
+        """Return hidden tokens [B, L, D] float32 of a role's network, with graph; a pass like `velocity`."""
+        module, before = self.hidden(self._roles.network(role))
+        seen: list[Tensor] = []
+        hook = (
+            module.register_forward_pre_hook(lambda _, inputs: seen.append(inputs[0]))
+            if before
+            else module.register_forward_hook(lambda _, inputs, output: seen.append(output))
+        )
+        with hook:
+            self._call(role, x_t, self._levels(t, len(x_t)), prompts, None)
+        return self.tokens(seen[0]).float()
+
+    def decode(self, latents: Tensor) -> Tensor:
+        """Return images [B, 3, H, W] in [0, 1]. Saturated pixels carry no gradient: on the screen nothing changes."""
+        with self._autocast():
+            images = self.pipeline.vae.decode(self.raw_latents(latents)).sample
+        return (images.float() / 2 + 0.5).clamp(0, 1)
+
+    @torch.no_grad()
+    def encode_pictures(self, images: Tensor) -> Tensor:
+        """Return latents [B, ...] of images in [0, 1]: the mode of the autoencoder's posterior."""
+        with self._autocast():
+            z = self.pipeline.vae.encode(2 * images - 1).latent_dist.mode()
+        return self.trained_latents(z.float())
+
+    def parameters(self, role: Role) -> list[nn.Parameter]:
+        """Return what a role trains."""
+        return [] if role == "teacher" else self._roles.parameters(role)
+
+    def keep_reference(self) -> None:
+        """Make the role "reference" from the student's present weights."""
+        self._roles.keep_reference()
+
+    def reset(self) -> None:
+        """Make student and fake score copies of the teacher again."""
+        self._roles.reset()
+
+    def protocol(self) -> Protocol:
+        """Return the folder's own protocol."""
+        return self._protocol
+
+    def teacher_digest(self) -> str:
+        """Return the sha256 of the base weights, LoRA adapters left out."""
+        digest = hashlib.sha256()
+        for name, tensor in sorted(self._roles.base_state().items()):
+            digest.update(name.encode() + tensor.detach().float().cpu().contiguous().numpy().tobytes())
+        return digest.hexdigest()
+
+    def export(self, folder: Path, weights: str, dtype: str) -> None:
+        """Write the student: "merged" a whole pipeline folder in `dtype`, "lora" the adapter with its base named.
+
+        Raises UserError where an adapter is asked for and there is none."""
+        base, network = Path(self.settings.path), getattr(self.pipeline, self.denoiser)
+        if weights == "lora":
+            if not isinstance(self._roles, AdapterRoles):
+                raise UserError('export.weights = "lora" needs backbone.training = "lora"; use "merged"')
+            save_lora(base, folder, self._roles, self.pipeline_class, self.denoiser)
+            return
+        state = self._roles.base_state() | self._roles.merged("student")
+        save_merged(base, folder, type(network), network.config, state, dtype, self.denoiser)
+
+    def _call(self, role: Role, x_t: Tensor, t: Tensor, prompts: Embeddings, fake_scale: float | None) -> Tensor:
+        network = self._roles.network(role, fake_scale)
+        self.passes += len(x_t) * (2 if torch.is_grad_enabled() else 1)
+        with self._autocast(), attention(self.device):
+            return self.predict(network, x_t, t, prompts).float()
+
+    def _levels(self, t: Level, count: int) -> Tensor:
+        return torch.as_tensor(t, dtype=torch.float32, device=self.device).flatten().expand(count)
+
+    def _autocast(self) -> contextlib.AbstractContextManager:
+        return torch.autocast(self.device.type, torch.bfloat16, enabled=self.settings.precision == "bfloat16")
+
+
+def _roles_of(network: Any, settings: BackboneConfig, device: torch.device) -> AdapterRoles | CopyRoles:
+    if settings.training == "lora":
+        adapters = AdapterRoles(network, settings.lora)
+        if settings.gradient_checkpointing:
+            network.enable_gradient_checkpointing(adapters.checkpointed())
+        return adapters
+    if settings.gradient_checkpointing:
+        network.enable_gradient_checkpointing(checkpointed(device))  # before it is copied
+    return CopyRoles(network)
+
+
+def per_image(t: Tensor, x: Tensor) -> Tensor:
+    """Return levels [B] as [B, 1, ...], to be multiplied with x [B, ...]."""
+    return t.view(-1, *[1] * (x.ndim - 1))
+
+
+def _stacked(first: Any, second: Any) -> Any:
+    return [*first, *second] if isinstance(first, list) else torch.cat([first, second])
