@@ -23,7 +23,7 @@ from pydantic.dataclasses import dataclass as pydantic_dataclass
 from metrics.base import UserError, nearest
 
 T = TypeVar("T")
-__all__ = ["UserError", "as_table", "build", "config", "nearest", "read_toml"]
+__all__ = ["UserError", "as_table", "build", "config", "nearest", "overridden", "parse_toml", "read_toml"]
 
 
 @dataclass_transform(frozen_default=True, kw_only_default=True)
@@ -48,13 +48,17 @@ def read_toml(cls: type[T], path: Path, overrides: Iterable[str] = ()) -> T:
     """Read a config file; each override is "dotted.key=value" with a TOML value (bare words are strings).
 
     Raises UserError for a missing or malformed file, and as `build` does."""
-    table = parse_toml(path)
+    return build(cls, overridden(parse_toml(path), overrides), str(path))
+
+
+def overridden(table: dict[str, Any], overrides: Iterable[str]) -> dict[str, Any]:
+    """Return the table itself with every "dotted.key=value" assigned. Raises UserError where that is impossible."""
     for override in overrides:
         key, equals, value = override.partition("=")
         if not equals:
             raise UserError(f"--set {override}: expected key=value")
         _assign(table, key.strip().split("."), _toml_value(value.strip()), override)
-    return build(cls, table, str(path))
+    return table
 
 
 def parse_toml(path: Path) -> dict[str, Any]:

@@ -7,12 +7,13 @@ protocol() -> Protocol            how the student is meant to be sampled
 state_dict / load_state_dict      resume is bit-exact
 """
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, replace
 from functools import partial
 from typing import Any, Literal, Protocol, TypeVar
 
-from torch import Tensor
+import torch
+from torch import Tensor, nn
 
 from benchmarks.config import config
 from benchmarks.protocol import Protocol as SamplingProtocol
@@ -30,15 +31,19 @@ Logs = dict[str, float]
 class SamplerConfig:
     """The student's sampler, in training rollouts, canary and benchmark alike; it runs unguided."""
 
-    sampler: Literal["cps", "euler", "renoise"] = "cps"
-    eta: float = 0.9  # η of CPS: 0 = Euler ODE, 1 = consistency re-noising
+    sampler: Literal["cps", "euler", "renoise", "flow_sde"] = "cps"
+    eta: float = 0.9  # η of CPS: 0 = Euler ODE, 1 = consistency re-noising; of Flow-SDE: its noise level
     num_inference_steps: int = 4  # K
     sigmas: tuple[float, ...] = ()  # t_0 > ... > t_{K-1}; () = K even steps from 1, shifted once
     shift: float = 1.0
 
     @property
     def cps_eta(self) -> float:
-        """The sampler as a member of the CPS family: Euler is η = 0, re-noising η = 1."""
+        """The sampler as a member of the CPS family: Euler is η = 0, re-noising η = 1.
+
+        Raises UserError where it is none."""
+        if self.sampler == "flow_sde":
+            raise UserError('trainer.sampler.sampler = "flow_sde" is for grpo: set cps, euler or renoise')
         return {"euler": 0.0, "renoise": 1.0}.get(self.sampler, self.eta)
 
     def protocol(self, base: SamplingProtocol) -> SamplingProtocol:
@@ -78,31 +83,66 @@ class Networks:
 
 
 class Roles:
-    """Student and fake score with their optimisers and the run's randomness: all that a checkpoint holds."""
+    """The trained networks with their optimisers and the run's randomness: all that a checkpoint holds."""
 
     def __init__(
         self,
         backbone: Backbone,
         student: OptimiserConfig,
-        fake_score: OptimiserConfig,
+        fake_score: OptimiserConfig | None,
         ema: EmaConfig,
         world: World,
+        *,
+        extra: Mapping[str, Sequence[nn.Parameter]] | None = None,
+        reference: bool = False,
+        student_guidance: float = 1.0,
     ) -> None:
-        self.backbone = backbone
-        self.student = Learner(backbone.parameters("student"), student, ema, world.reduce)
-        self.fake_score = Learner(backbone.parameters("fake_score"), fake_score, None, world.reduce)
+        """fake_score: None where a method has none. extra: more parameters of "student" or "fake_score", trained by
+        its optimiser, such as a discriminator's head. reference: keep the student as it is now as a frozen role.
+        student_guidance: of the student, in training and canary alike; few-step students run unguided."""
+        extra = extra or {}
+        self.backbone, self._student_guidance = backbone, student_guidance
+        trained = [*backbone.parameters("student"), *extra.get("student", ())]
+        self.student = Learner(trained, student, ema, world.reduce)
+        self._fake_score: Learner | None = None
+        if fake_score:
+            trained = [*backbone.parameters("fake_score"), *extra.get("fake_score", ())]
+            self._fake_score = Learner(trained, fake_score, None, world.reduce)
         self.draws = Draws(world.seed, world.rank, world.processes)
+        self.gather = world.gather
+        self._referenced = reference
+        if reference:
+            backbone.keep_reference()
 
-    def networks(self, prompts: Sequence[Prompt], guidance_scale: float) -> Networks:
-        """Bind the prompts of a batch to the three networks."""
+    @property
+    def fake_score(self) -> Learner:
+        """The fake score's optimiser; a method that trains none does not ask for it."""
+        assert self._fake_score
+        return self._fake_score
+
+    def networks(
+        self,
+        prompts: Sequence[Prompt],
+        guidance_scale: float,
+        lean: float | None = None,
+        fake_scale: float | None = None,
+    ) -> Networks:
+        """Bind the prompts of a batch to the three networks.
+
+        lean, fake_scale: scale of the fake score's adapter in the teacher (None = 0) and in the fake score itself
+        (None = 1)."""
         encoded = self.backbone.encode([prompt.text for prompt in prompts])
-        bound = {
-            role: partial(self.backbone.velocity, role, prompts=encoded)
-            for role in ("student", "fake_score", "teacher")
-        }
+        velocity = self.backbone.velocity
         return Networks(
-            bound["student"], bound["fake_score"], partial(bound["teacher"], guidance_scale=guidance_scale)
+            partial(velocity, "student", prompts=encoded, guidance_scale=self._student_guidance),
+            partial(velocity, "fake_score", prompts=encoded, fake_scale=fake_scale),
+            partial(velocity, "teacher", prompts=encoded, guidance_scale=guidance_scale, fake_scale=lean),
         )
+
+    def velocity(self, role: Literal["student", "reference"], prompts: Sequence[Prompt]) -> Velocity:
+        """Bind the prompts of a batch to the student, or to its frozen copy, which runs as the student does."""
+        encoded = self.backbone.encode([prompt.text for prompt in prompts])
+        return partial(self.backbone.velocity, role, prompts=encoded, guidance_scale=self._student_guidance)
 
     def noise(self, count: int) -> Tensor:
         """Return unit Gaussian latents [count, ...]."""
@@ -110,23 +150,30 @@ class Roles:
 
     def state_dict(self) -> dict[str, Any]:
         """Return weights, optimisers, EMA and generator states."""
-        return {
-            "student": self.student.state_dict(),
-            "fake_score": self.fake_score.state_dict(),
-            "draws": self.draws.state_dict(),
-        }
+        state: dict[str, Any] = {"student": self.student.state_dict(), "draws": self.draws.state_dict()}
+        if self._fake_score:
+            state["fake_score"] = self._fake_score.state_dict()
+        if self._referenced:
+            state["reference"] = [p.detach() for p in self.backbone.parameters("reference")]
+        return state
 
     def load_state_dict(self, state: dict[str, Any]) -> None:
         """Continue from what `state_dict` gave."""
         self.student.load_state_dict(state["student"])
-        self.fake_score.load_state_dict(state["fake_score"])
         self.draws.load_state_dict(state["draws"])
+        if self._fake_score:
+            self._fake_score.load_state_dict(state["fake_score"])
+        if self._referenced:
+            with torch.no_grad():
+                for mine, stored in zip(self.backbone.parameters("reference"), state["reference"], strict=True):
+                    mine.copy_(stored)
 
 
 class RolesTrainer:
     """What trainers whose whole state lies in their roles have in common."""
 
     roles: Roles
+    image_free = True  # whether no term needs pictures from outside; of the rewards, the bank knows
     _protocol: SamplingProtocol
 
     def protocol(self) -> SamplingProtocol:
@@ -148,6 +195,7 @@ class Trainer(Protocol):
     Config: type[Any]
     roles: Roles
     prompts_per_step: int
+    image_free: bool
 
     def __init__(self, config: Any, backbone: Backbone, rewards: RewardBank, world: World) -> None: ...
 

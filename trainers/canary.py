@@ -1,11 +1,14 @@
 """The canary: a small fixed prompt set, sampled now and then as the student will be benchmarked, with fixed noise.
 
-Scored with the rewards and with metrics that are not trained on: where the two part, the reward is being hacked.
+Scored with the rewards and with metrics that are not trained on: where the two part, the reward is being hacked, and
+a run may end the stage there (`stop`).
 It draws from generators of its own, so a run with a canary trains exactly like one without.
 """
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
+from itertools import accumulate
 from pathlib import Path
+from typing import Any
 
 import torch
 from torch import Tensor
@@ -18,6 +21,13 @@ from trainers.base import Trainer
 from trainers.config import CanaryConfig
 from trainers.draws import seeded
 from trainers.rollout import rollout
+
+
+def has_fallen(values: Sequence[float], drop: float, patience: int) -> bool:
+    """Return whether each of the last `patience` values lies by more than `drop` below the best one before it."""
+    bests = list(accumulate(values, max))
+    fallen = [value < best - drop for value, best in zip(values, bests, strict=True)]
+    return len(fallen) >= patience and all(fallen[-patience:])
 
 
 class Canary:
@@ -33,20 +43,29 @@ class Canary:
         self._scorer = Scorer(dict.fromkeys([*rewards, *settings.metrics]), device) if self.prompts else None
 
     @torch.no_grad()
-    def measure(self, trainer: Trainer) -> dict[str, float]:
-        """Return the mean of each metric over the canary's images; {} without a canary."""
+    def measure(self, trainer: Trainer) -> tuple[dict[str, float], dict[str, float]]:
+        """Return mean and spread (standard deviation) of each metric over the canary's images; empty without one."""
         if self._scorer is None:
-            return {}
+            return {}, {}
         size, total = self.settings.batch_size, len(self.prompts)
         chunks = [range(start, min(start + size, total)) for start in range(0, total, size)]
         pictures = [picture for rows in chunks for picture in as_pils(self._sample(trainer, rows))]
-        values = {}
+        means, spreads = dict[str, float](), dict[str, float]()
         batch = Batch(prompts=self.prompts, seeds=list(range(total)))
         for identity, rows in self._scorer.score(pictures, batch).items():
             per_image_N = self._scorer.metrics[identity].summarise(rows, self.prompts).per_image_N
             if per_image_N is not None:
-                values[identity] = float(per_image_N.mean())
-        return values
+                means[identity], spreads[identity] = float(per_image_N.mean()), float(per_image_N.std())
+        return means, spreads
+
+    def stopped_by(self, curve: Sequence[Mapping[str, Any]]) -> str:
+        """Return the metric whose fall over a stage's measurements ends the stage, "" where it goes on."""
+        stop = self.settings.stop
+        if not stop.metric or self._scorer is None:
+            return ""
+        sign = 1 if self._scorer.metrics[stop.metric].card.higher_is_better else -1
+        values = [sign * point[stop.metric] for point in curve if stop.metric in point]
+        return stop.metric if has_fallen(values, stop.drop, stop.patience) else ""
 
     def _sample(self, trainer: Trainer, rows: range) -> Tensor:
         """Return images [B, 3, H, W] of some prompts; each has its own noise, whatever the batch."""

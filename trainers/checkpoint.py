@@ -5,7 +5,7 @@ import os
 import pickle
 import shutil
 import zipfile
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
@@ -73,13 +73,21 @@ def stage_state(folder: Path, stage: str) -> Path:
     return folder / f"after-{stage}.pt"
 
 
-def adopt_state(folder: Path, donor: Path, stage: str) -> None:
-    """Start a new run from the end of another one's stage: its checkpoint, and its log up to there."""
+def teacher_folder(folder: Path, stage: str) -> Path:
+    """Return where a run keeps the student of an earlier stage that is the teacher of this one."""
+    return folder / f"teacher-{stage}"
+
+
+def adopt_state(folder: Path, donor: Path, stages: Sequence[str]) -> None:
+    """Start a new run from the end of the last of another one's stages: its checkpoint, and its log up to there."""
     folder.mkdir(parents=True, exist_ok=True)
+    for teacher in (teacher_folder(donor, stage) for stage in stages):
+        if teacher.exists():
+            shutil.copytree(teacher, folder / teacher.name, dirs_exist_ok=True)
     if (donor / LOG).exists():
         write_text(folder / LOG, (donor / LOG).read_text(encoding="utf-8"))  # cut to its length on resume
     temporary = folder / f"{STATE}.tmp"
-    shutil.copyfile(stage_state(donor, stage), temporary)
+    shutil.copyfile(stage_state(donor, stages[-1]), temporary)
     temporary.replace(folder / STATE)
 
 
@@ -87,7 +95,8 @@ def forget_run(folder: Path) -> None:
     """Remove all that a run has made, so that it starts over.
 
     The settings go last: were they the first, a kill in between would leave a checkpoint of unknown settings."""
-    for path in folder.glob("benchmark-*"):  # of the student that is no more; its run directory refuses another one
+    # benchmarks are of the student that is no more; their run directory refuses another one
+    for path in (*folder.glob("benchmark-*"), *folder.glob("teacher-*")):
         shutil.rmtree(path)
     for path in (folder / STATE, *folder.glob("after-*.pt"), folder / LOG, folder / SETTINGS):
         path.unlink(missing_ok=True)

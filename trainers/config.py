@@ -5,13 +5,16 @@
 [stages.cold_start]            stages run in the order of the file
 budget_passes = 100_000
 settings = { phase = "cold_start" }
+
+A file may open with `extends = "other.toml"`, relative to itself: it then holds only what differs from that one.
 """
 
-from collections.abc import Mapping
-from dataclasses import field
+from collections.abc import Iterable, Mapping
+from dataclasses import field, fields
+from pathlib import Path
 from typing import Any, Literal
 
-from benchmarks.config import build, config
+from benchmarks.config import UserError, build, config, overridden, parse_toml
 from trainers.backbones.base import BackboneConfig
 from trainers.prompts import PromptsConfig
 from trainers.rewards import RewardConfig
@@ -26,12 +29,30 @@ class StageConfig:
     iterations: int = 0  # 0 = no limit
     budget_passes: int = 0  # network passes of this stage, images × (forward + backward); 0 = no limit
     student_from: Literal["teacher", "previous", "previous_ema"] = "previous_ema"
+    # previous: the student of the stage before (its EMA, where it has one) is the teacher from here on, and student
+    # and fake score start from it: reinforcement learning over many steps, then distillation
+    teacher_from: Literal["base", "previous"] = "base"
 
     def __post_init__(self) -> None:
+        if self.teacher_from == "previous" and self.student_from == "previous":
+            raise ValueError('teacher_from = "previous" starts the student from that teacher: leave student_from out')
         if self.iterations < 0 or self.budget_passes < 0:
             raise ValueError("iterations and budget_passes must be at least 0")
         if not self.iterations and not self.budget_passes:
             raise ValueError("a stage needs an end: set iterations or budget_passes")
+
+
+@config
+class StopConfig:
+    """Early stop: a stage ends when a held-out metric stays below its best value in that stage."""
+
+    metric: str = ""  # one of the canary's, not a reward; "" = never
+    drop: float = 0.0  # how far below, in the metric's own unit
+    patience: int = 1  # measurements in a row
+
+    def __post_init__(self) -> None:
+        if self.drop < 0 or self.patience < 1:
+            raise ValueError("drop must be at least 0 and patience at least 1")
 
 
 @config
@@ -44,6 +65,13 @@ class CanaryConfig:
     every: int = 200  # iterations
     images_per_prompt: int = 1  # more for metrics of diversity
     batch_size: int = 40
+    stop: StopConfig = StopConfig()
+
+    def __post_init__(self) -> None:
+        if self.every < 1:
+            raise ValueError("every must be at least 1")
+        if self.stop.metric and (not self.prompts or self.stop.metric not in self.metrics):
+            raise ValueError(f"stop.metric {self.stop.metric!r} must be one of metrics, measured on prompts")
 
 
 @config
@@ -79,6 +107,13 @@ class RunConfig:
             raise ValueError("checkpoint_every and log_every must be at least 1")
         if len({reward.id for reward in self.rewards}) < len(self.rewards):
             raise ValueError("rewards: an id is listed twice")
+        if self.canary.stop.metric in {reward.id for reward in self.rewards}:
+            raise ValueError(f"canary.stop.metric {self.canary.stop.metric!r} is trained on: name a held-out metric")
+        later = [stage.teacher_from == "previous" for stage in self.stages.values()]
+        if later[0]:
+            raise ValueError('the first stage has none before it: teacher_from must be "base"')
+        if any(later) and self.export.weights == "lora":
+            raise ValueError('export.weights = "lora" has no base where teacher_from = "previous": use "merged"')
 
 
 def merge(base: Mapping[str, Any], over: Mapping[str, Any]) -> dict[str, Any]:
@@ -90,8 +125,36 @@ def merge(base: Mapping[str, Any], over: Mapping[str, Any]) -> dict[str, Any]:
     return merged
 
 
-def trainer_settings(run: RunConfig, stage_name: str, config_class: type[Any], where: str) -> Any:
-    """Return the method's config of one stage. Raises UserError as `benchmarks.config.build` does."""
-    return build(
-        config_class, merge(run.trainer, run.stages[stage_name].settings), f"{where}: stages.{stage_name}: trainer"
-    )
+def read_table(path: Path, seen: tuple[Path, ...] = ()) -> dict[str, Any]:
+    """Return a TOML file's table laid over the one that it extends.
+
+    Raises UserError where a file is missing, malformed or extends itself."""
+    if path.resolve() in seen:
+        raise UserError(f"{path}: extends itself, by way of {seen[-1]}")
+    table = parse_toml(path)
+    parent = table.pop("extends", None)
+    if parent is None:
+        return table
+    if not isinstance(parent, str):
+        raise UserError(f"{path}: extends must be the path of a TOML file, not {parent!r}")
+    return merge(read_table(path.parent / parent, (*seen, path.resolve())), table)
+
+
+def read_run(path: Path, overrides: Iterable[str] = ()) -> RunConfig:
+    """Return the run that a file describes, with "dotted.key=value" on top. Raises UserError as its parts do."""
+    return build(RunConfig, overridden(read_table(path), overrides), str(path))
+
+
+def stage_settings(run: RunConfig, configs: Mapping[str, type[Any]], where: str) -> dict[str, Any]:
+    """Return each stage's config; `configs` holds its method's class by stage.
+
+    [trainer] is laid under every stage's settings. Where stages have different methods, a key of it counts in those
+    that know it. Raises UserError as `benchmarks.config.build` does, for a key that none knows too."""
+    known = {stage: {field.name for field in fields(cls)} for stage, cls in configs.items()}
+    anywhere = set().union(*known.values())
+    built = {}
+    for stage, cls in configs.items():
+        shared = {k: v for k, v in run.trainer.items() if k in known[stage] or k not in anywhere}
+        table = merge(shared, run.stages[stage].settings)
+        built[stage] = build(cls, table, f"{where}: stages.{stage}: trainer")
+    return built

@@ -8,21 +8,21 @@ no factor in t; a step of the student is one iteration with R fake-score updates
 Axes: B samples, then any latent axes; levels t are [B, 1, ...] or floats.
 """
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from typing import Literal
 
 import torch
-from torch import Tensor
+from torch import Tensor, nn
 
 from benchmarks.config import config
 from benchmarks.protocol import Protocol
-from benchmarks.samplers import sigma_grid
 from metrics.base import Prompt
 from trainers.backbones.base import Backbone
 from trainers.base import Logs, Networks, Roles, RolesTrainer, SamplerConfig, World, register
 from trainers.draws import Draws
 from trainers.flow import RenoiseLaw, Velocity, interpolate, x0_from_v
-from trainers.learner import EmaConfig, OptimiserConfig
+from trainers.learner import EmaConfig, Learner, OptimiserConfig
+from trainers.renoised import renoised_rollout
 from trainers.rewards import RewardBank
 from trainers.rollout import rollout
 
@@ -59,13 +59,17 @@ def student_loss(
     t: Tensor,
     eps: Tensor,
     normaliser: Normaliser = "x0_teacher",
+    weight: Tensor | float = 1.0,
 ) -> Tensor:
-    """Return the DMD loss of samples x0; the gradient reaches x0 alone."""
+    """Return the DMD loss of samples x0; the gradient reaches x0 alone.
+
+    weight: a factor of each sample's gradient, [B, 1, ...] or one for all."""
     with torch.no_grad():
         x_t = interpolate(x0, eps, t)
         x0_teacher = x0_from_v(x_t, teacher(x_t, t), t)
         x0_fake = x0_from_v(x_t, fake_score(x_t, t), t)
         gradient = dmd_gradient(x0, x0_teacher, x0_fake, normaliser, x_t)
+        gradient = weight * gradient
     return dmd_loss(x0, gradient)
 
 
@@ -84,21 +88,31 @@ def last_step_x0(student: Velocity, x: Tensor, protocol: Protocol, draws: Draws,
 
 def renoised_rollout_x0(student: Velocity, x: Tensor, protocol: Protocol, draws: Draws, grad: bool) -> Tensor:
     """Return x0 predicted from a whole rollout's x0-predictions noised afresh, each sample to a random grid level."""
-    with torch.no_grad():
-        steps = rollout(student, x, protocol, lambda _: draws.normal_like(x))
-    k_B = draws.rows(len(x), lambda n, own: torch.randint(len(steps), (n,), generator=own)).to(x.device)
-    predictions = torch.stack([step.x0 for step in steps])
-    levels = torch.tensor(sigma_grid(protocol), dtype=x.dtype, device=x.device)
-    t = levels[k_B].view(-1, *[1] * (x.ndim - 1))
-    x_t = interpolate(predictions[k_B, torch.arange(len(x), device=x.device)], draws.normal_like(x), t)
+    simulated = renoised_rollout(student, x, protocol, draws)
     with torch.set_grad_enabled(grad):
-        return x0_from_v(x_t, student(x_t, t), t)
+        return simulated.predict(student)
+
+
+def full_rollout_x0(student: Velocity, x: Tensor, protocol: Protocol, draws: Draws, grad: bool) -> Tensor:
+    """Return the end of a whole rollout, with the graph of all its steps chained."""
+    with_graph = range(1, protocol.num_inference_steps + 1) if grad else ()
+    return rollout(student, x, protocol, lambda _: draws.normal_like(x), grad=with_graph, chain=True)[-1].x_next
 
 
 X0_SOURCES: dict[str, Callable[[Velocity, Tensor, Protocol, Draws, bool], Tensor]] = {
     "last_step": last_step_x0,
     "renoised_rollout": renoised_rollout_x0,
+    "full_rollout": full_rollout_x0,
 }
+X0Source = Literal["last_step", "renoised_rollout", "full_rollout"]
+
+
+def descend(role: str, learner: Learner, losses: Mapping[str, Tensor]) -> Logs:
+    """Take one step of a network along the sum of its losses; no other network gets a gradient, whatever they touch.
+
+    Return the losses and the norm of the gradient by name."""
+    torch.stack([*losses.values()]).sum().backward(inputs=learner.parameters)
+    return {name: loss.item() for name, loss in losses.items()} | {f"{role}_norm": learner.update()}
 
 
 @config
@@ -110,7 +124,7 @@ class DmdConfig:
     batch_size: int = 32  # prompts per iteration and process
     fake_score_updates: int = 2  # R, per student update
     share_rollout: bool = False  # the fake score trains on the student step's own samples where there are any
-    x0_source: Literal["last_step", "renoised_rollout"] = "last_step"
+    x0_source: X0Source = "last_step"
     normaliser: Normaliser = "x0_teacher"
     renoise: RenoiseLaw = RenoiseLaw()
     fake_score_renoise: RenoiseLaw = RenoiseLaw(kind="logit_normal")
@@ -121,6 +135,10 @@ class DmdConfig:
     def __post_init__(self) -> None:
         if self.batch_size < 1 or self.fake_score_updates < 1:
             raise ValueError("batch_size and fake_score_updates must be at least 1")
+        if self.x0_source == "full_rollout" and self.sampler.cps_eta > 0:
+            raise ValueError(
+                'x0_source = "full_rollout" is deterministic: set sampler.sampler = "euler", or take another source'
+            )
 
 
 @register("dmd")
@@ -129,9 +147,18 @@ class Dmd(RolesTrainer):
 
     Config = DmdConfig
 
-    def __init__(self, config: DmdConfig, backbone: Backbone, rewards: RewardBank, world: World) -> None:
+    def __init__(
+        self,
+        config: DmdConfig,
+        backbone: Backbone,
+        rewards: RewardBank,
+        world: World,
+        *,
+        extra: Mapping[str, Sequence[nn.Parameter]] | None = None,
+    ) -> None:
+        """extra: more parameters of "student" or "fake_score", trained by its optimiser."""
         self.config = config
-        self.roles = Roles(backbone, config.student, config.fake_score, config.ema, world)
+        self.roles = Roles(backbone, config.student, config.fake_score, config.ema, world, extra=extra)
         self.prompts_per_step = config.batch_size
         self._protocol = config.sampler.protocol(backbone.protocol())
 
@@ -140,25 +167,29 @@ class Dmd(RolesTrainer):
         c, networks, logs = self.config, self.roles.networks(prompts, self.config.guidance_scale), Logs()
         due = (iteration + 1) % c.fake_score_updates == 0
         # 1. Generate; with `share_rollout` one batch of samples serves both updates
-        x0 = self._generate(networks, len(prompts), grad=due and c.share_rollout)
+        x0 = self.generate(networks, self.roles.noise(len(prompts)), grad=due and c.share_rollout)
         # 2. Keep the fake score on the student's present distribution
-        loss = fake_score_loss(x0, networks.fake_score, *self._renoise(c.fake_score_renoise, x0))
-        loss.backward()
-        logs |= {"fake_score_loss": loss.item(), "fake_score_norm": self.roles.fake_score.update()}
+        logs |= descend("fake_score", self.roles.fake_score, self.fake_score_losses(networks, x0.detach(), prompts))
         # 3. Move the student's samples from where the fake score to where the teacher finds them likely
         if due:
-            x0 = x0 if c.share_rollout else self._generate(networks, len(prompts), grad=True)
-            t, eps = self._renoise(c.renoise, x0)
-            loss = student_loss(x0, networks.teacher, networks.fake_score, t, eps, c.normaliser)
-            loss.backward()
-            logs |= {"dmd_loss": loss.item(), "student_norm": self.roles.student.update()}
+            if not c.share_rollout:
+                x0 = self.generate(networks, self.roles.noise(len(prompts)), grad=True)
+            logs |= descend("student", self.roles.student, self.student_losses(networks, x0, prompts))
         self.roles.student.average(iteration)
         return logs
 
-    def _generate(self, networks: Networks, count: int, grad: bool) -> Tensor:
+    def generate(self, networks: Networks, z: Tensor, grad: bool) -> Tensor:
+        """Return the student's x0 [B, ...] of noise z, as `x0_source` says."""
         source = X0_SOURCES[self.config.x0_source]
-        return source(networks.student, self.roles.noise(count), self._protocol, self.roles.draws, grad)
+        return source(networks.student, z, self._protocol, self.roles.draws, grad)
 
-    def _renoise(self, law: RenoiseLaw, x0: Tensor) -> tuple[Tensor, Tensor]:
-        t = self.roles.draws.rows(len(x0), law.sample).to(x0).view(-1, *[1] * (x0.ndim - 1))
-        return t, self.roles.draws.normal_like(x0)
+    def fake_score_losses(self, networks: Networks, x0: Tensor, prompts: Sequence[Prompt]) -> dict[str, Tensor]:
+        """Return the terms of step 2, weighted, of samples x0 [B, ...] without graph; methods with more add them."""
+        t, eps = self.config.fake_score_renoise.draw(x0, self.roles.draws)
+        return {"fake_score_loss": fake_score_loss(x0, networks.fake_score, t, eps)}
+
+    def student_losses(self, networks: Networks, x0: Tensor, prompts: Sequence[Prompt]) -> dict[str, Tensor]:
+        """Return the terms of step 3, weighted, of the student's samples x0 [B, ...]; methods with more add them."""
+        t, eps = self.config.renoise.draw(x0, self.roles.draws)
+        loss = student_loss(x0, networks.teacher, networks.fake_score, t, eps, self.config.normaliser)
+        return {"dmd_loss": loss}

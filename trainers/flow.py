@@ -13,10 +13,12 @@ from collections.abc import Callable
 from typing import Literal
 
 import torch
+from scipy.special import betaincinv
 from torch import Tensor
 
 from benchmarks.config import config
 from benchmarks.samplers import Level, shifted
+from trainers.draws import Draws
 
 Velocity = Callable[[Tensor, Level], Tensor]  # v(x_t, t), prompts already bound
 Kernel = Literal["exact", "paper"]
@@ -77,24 +79,41 @@ def subinterval(s: Level, t: Level, kernel: Kernel = "exact") -> tuple[Level, Le
 class RenoiseLaw:
     """Law of the level t to which a sample is noised before the score networks see it."""
 
-    kind: Literal["uniform", "logit_normal"] = "uniform"
-    low: float = 0.02  # bounds of the uniform law; the logit-normal one is clamped to them
+    kind: Literal["uniform", "logit_normal", "beta"] = "uniform"
+    low: float = 0.02  # bounds of the uniform law; the others are clamped to them
     high: float = 0.98
     mean: float = 0.0  # of logit(t)
     std: float = 1.0
+    a: float = 1.0  # of Beta(a, b)
+    b: float = 1.0
     shift: float = 1.0  # t' = k t / (1 + (k - 1) t), after the draw and its bounds
+    per: Literal["sample", "batch"] = "sample"  # batch: one level for all samples of all processes (DP-DMD)
 
     def __post_init__(self) -> None:
         if not 0 <= self.low < self.high <= 1:
             raise ValueError("low and high must satisfy 0 <= low < high <= 1")
-        if self.std <= 0 or self.shift <= 0:
-            raise ValueError("std and shift must be above 0")
+        if min(self.std, self.shift, self.a, self.b) <= 0:
+            raise ValueError("std, shift, a and b must be above 0")
 
     def sample(self, count: int, generator: torch.Generator) -> Tensor:
         """Return `count` levels, float32 [B]."""
         if self.kind == "uniform":
             t = self.low + (self.high - self.low) * torch.rand(count, generator=generator)
+        elif self.kind == "beta":
+            # by the inverse distribution function: torch's own Beta draws from the global generator alone
+            u = torch.rand(count, generator=generator, dtype=torch.float64)
+            t = torch.from_numpy(betaincinv(self.a, self.b, u.numpy())).float().clamp(self.low, self.high)
         else:
             t = torch.sigmoid(self.mean + self.std * torch.randn(count, generator=generator))
             t = t.clamp(self.low, self.high)
         return shifted(t, self.shift)
+
+    def levels(self, x: Tensor, draws: Draws) -> Tensor:
+        """Return levels [B, 1, ...] for the samples x [B, ...]."""
+        one = self.per == "batch"
+        t = self.sample(1, draws.shared).expand(len(x)) if one else draws.rows(len(x), self.sample)
+        return t.to(x).view(-1, *[1] * (x.ndim - 1))
+
+    def draw(self, x: Tensor, draws: Draws) -> tuple[Tensor, Tensor]:
+        """Return levels [B, 1, ...] and unit noise [B, ...] for the samples x [B, ...]."""
+        return self.levels(x, draws), draws.normal_like(x)

@@ -9,18 +9,20 @@ logs and counted passes brought together. The main one alone writes.
 
 import json
 import time
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, replace
 from functools import partial
 from pathlib import Path
 from typing import Any
 
 import torch
 from accelerate import Accelerator
-from accelerate.utils import gather_object
+from accelerate.utils import broadcast_object_list, gather_object
 
 from benchmarks.config import as_table
 from benchmarks.protocol import write_protocol
+from leaderboards.schema import StageRecord
 from leaderboards.schema import Training as TrainingRecord
+from trainers.backbones.base import Backbone
 from trainers.backbones.base import load as load_backbone
 from trainers.base import Trainer, World, find
 from trainers.canary import Canary
@@ -32,9 +34,10 @@ from trainers.checkpoint import (
     load_state,
     replaced_folder,
     save_state,
+    teacher_folder,
     write_text,
 )
-from trainers.config import RunConfig, StageConfig, trainer_settings
+from trainers.config import RunConfig, StageConfig, stage_settings
 from trainers.progress import Progress
 from trainers.prompts import PromptStream, read_training_prompts
 from trainers.rewards import load_rewards
@@ -51,6 +54,7 @@ class Position:
     iteration: int = 0  # of the stage
     total: int = 0  # of the run
     passes_before: int = 0  # network passes of earlier stages
+    stopped_by: str = ""  # the canary metric whose fall ended the stage
 
 
 class Loop:
@@ -63,21 +67,20 @@ class Loop:
         holds another run."""
         self.method, self.run, self.folder = method, run, folder
         classes = {name: find(stage.trainer or method) for name, stage in run.stages.items()}
-        self._methods = {
-            name: (trainer, trainer_settings(run, name, trainer.Config, where)) for name, trainer in classes.items()
-        }
+        settings = stage_settings(run, {name: trainer.Config for name, trainer in classes.items()}, where)
+        self._methods = {name: (trainer, settings[name]) for name, trainer in classes.items()}
         self.accelerator = Accelerator(cpu=run.device == "cpu")
         self._stream = PromptStream(read_training_prompts(run.prompts.source), run.prompts.balance, run.seed)
         self.rewards = load_rewards(run.rewards, self.accelerator.device)
         self._canary = Canary(run.canary, self.rewards.ids, self.accelerator.device)
-        torch.manual_seed(run.seed)  # of the adapters' initial weights
-        self.backbone = load_backbone(run.backbone, self.accelerator.device)
+        self.backbone = self._load_backbone(run.backbone.path)
         if self.accelerator.is_main_process:
             if not resume:
                 forget_run(folder)
             claim_folder(folder, {"method": method, **as_table(run)}, free=FREE)
         self.accelerator.wait_for_everyone()
         self._curves: list[dict[str, Any]] = []
+        self._stages: list[dict[str, Any]] = []  # what training.json tells of each finished stage
         self._log_lines = 0
 
     def train(self) -> Path:
@@ -85,11 +88,14 @@ class Loop:
         names = list(self.run.stages)
         state = load_state(self.folder)
         position = Position(**state["position"]) if state else Position(names[0])
+        promoted = [n for n in names[: names.index(position.stage) + 1] if self.run.stages[n].teacher_from != "base"]
+        if promoted:
+            self.backbone = self._load_backbone(str(teacher_folder(self.folder, promoted[-1])))
         trainer = self._make_trainer(position.stage)
         self._restore(trainer, state)
         self._run_stage(trainer, position)
         for name in names[names.index(position.stage) + 1 :]:
-            self._hand_over(trainer, self.run.stages[name])
+            self._hand_over(trainer, name)
             trainer = self._make_trainer(name)
             position = Position(name, 0, position.total, self.backbone.passes)
             self._run_stage(trainer, position)
@@ -97,20 +103,37 @@ class Loop:
 
     def _make_trainer(self, stage: str) -> Trainer:
         accelerator, (trainer, settings) = self.accelerator, self._methods[stage]
-        seed, count = f"{self.run.seed}/{stage}", accelerator.num_processes
-        if count == 1:
-            return trainer(settings, self.backbone, self.rewards, World(seed))
-        mean = partial(accelerator.reduce, reduction="mean")
-        world = World(seed, accelerator.process_index, count, mean, accelerator.gather)
+        world, count = World(f"{self.run.seed}/{stage}"), accelerator.num_processes
+        if count > 1:
+            mean = partial(accelerator.reduce, reduction="mean")
+            world = World(world.seed, accelerator.process_index, count, mean, accelerator.gather)
         return trainer(settings, self.backbone, self.rewards, world)
 
-    def _hand_over(self, previous: Trainer, stage: StageConfig) -> None:
+    def _load_backbone(self, path: str) -> Backbone:
+        torch.manual_seed(self.run.seed)  # of the adapters' initial weights
+        return load_backbone(replace(self.run.backbone, path=path), self.accelerator.device)
+
+    def _hand_over(self, previous: Trainer, name: str) -> None:
         """Give the next stage its initial weights; the networks themselves live on in the backbone."""
-        if stage.student_from == "previous_ema":
+        stage = self.run.stages[name]
+        if stage.teacher_from == "previous":
+            self._promote(previous, name)
+        elif stage.student_from == "previous_ema":
             previous.roles.student.adopt_average()
         elif stage.student_from == "teacher":
             torch.manual_seed(self.run.seed)  # as at the start: a resumed run has not drawn what this one has
             self.backbone.reset()
+
+    def _promote(self, previous: Trainer, name: str) -> None:
+        """Make the student the teacher of stage `name`, by way of a folder: the run may be resumed from there."""
+        folder, passes = teacher_folder(self.folder, name), self.backbone.passes
+        if self.accelerator.is_main_process:
+            with replaced_folder(folder) as new, previous.roles.student.averaged():
+                self.backbone.export(new, "merged", "float32")
+                write_protocol(self.backbone.protocol(), new)
+        self.accelerator.wait_for_everyone()
+        self.backbone = self._load_backbone(str(folder))
+        self.backbone.passes = passes
 
     def _run_stage(self, trainer: Trainer, position: Position) -> None:
         """Train from `position` to the end of its stage."""
@@ -120,6 +143,8 @@ class Loop:
             while (done := self._fraction(stage, position)) < 1:
                 if position.iteration % run.canary.every == 0 and (position.iteration or not position.total):
                     self._measure(trainer, position)
+                    if position.stopped_by:
+                        break
                 logs = self._step(trainer, position.iteration)
                 position.iteration, position.total = position.iteration + 1, position.total + 1
                 if position.iteration % run.log_every == 0:
@@ -128,7 +153,9 @@ class Loop:
                 if position.iteration % run.checkpoint_every == 0 and self._fraction(stage, position) < 1:
                     self._checkpoint(trainer, position)
         if position.iteration > resumed_at or not position.total:  # else the checkpoint is of the stage's very end
-            self._measure(trainer, position)
+            if not position.stopped_by:
+                self._measure(trainer, position)
+            self._close(trainer, position)
             self._checkpoint(trainer, position)
         if self.accelerator.is_main_process and position.stage != list(run.stages)[-1]:
             keep_state(self.folder, position.stage)
@@ -151,21 +178,43 @@ class Loop:
 
     def _fraction(self, stage: StageConfig, position: Position) -> float:
         """Return how much of the stage is done, 1 at its end."""
+        if position.stopped_by:
+            return 1.0
         passes = self.backbone.passes - position.passes_before
         by_iterations = position.iteration / stage.iterations if stage.iterations else 0.0
         return max(by_iterations, passes / stage.budget_passes if stage.budget_passes else 0.0)
 
     def _measure(self, trainer: Trainer, position: Position) -> None:
-        """Sample and score the canary with the weights that would be exported; it costs the budget nothing."""
-        if not self.accelerator.is_main_process:
-            return
-        passes = self.backbone.passes
-        with trainer.roles.student.averaged():
-            values = self._canary.measure(trainer)
-        self.backbone.passes = passes
-        if values:
-            self._curves.append({"stage": position.stage, "iteration": position.total, "passes": passes, **values})
-            self._log(position, {f"canary/{name}": value for name, value in values.items()})
+        """Sample and score the canary with the weights that would be exported; it costs the budget nothing.
+
+        Where a held-out metric has fallen too far, the position says that the stage is over."""
+        if self.accelerator.is_main_process:
+            passes = self.backbone.passes
+            with trainer.roles.student.averaged():
+                values, spreads = self._canary.measure(trainer)
+            self.backbone.passes = passes
+            if values:
+                point = {"stage": position.stage, "iteration": position.total, "passes": passes}
+                self._curves.append(point | values)
+                logs = {f"canary/{name}": value for name, value in values.items()}
+                self._log(position, logs | {f"canary_std/{name}": value for name, value in spreads.items()})
+            curve = [point for point in self._curves if point["stage"] == position.stage]
+            position.stopped_by = self._canary.stopped_by(curve)
+        (position.stopped_by,) = broadcast_object_list([position.stopped_by])
+        if position.stopped_by:
+            self._log(position, {f"stopped_by/{position.stopped_by}": 1.0})
+
+    def _close(self, trainer: Trainer, position: Position) -> None:
+        """Note what training.json shall tell of the stage."""
+        record = StageRecord(
+            name=position.stage,
+            method=self.run.stages[position.stage].trainer or self.method,
+            iterations=position.iteration,
+            network_passes=self.backbone.passes - position.passes_before,
+            image_free=trainer.image_free,
+            stopped_by=position.stopped_by,
+        )
+        self._stages.append(record.model_dump())
 
     def _log(self, position: Position, values: dict[str, float]) -> None:
         if self.accelerator.is_main_process:
@@ -183,6 +232,7 @@ class Loop:
                 "prompts": self._stream.position,
                 "log_lines": self._log_lines,
                 "curves": self._curves,
+                "stages": self._stages,
                 "trainer": trainer.state_dict(),
             }
             save_state(self.folder, state)
@@ -198,7 +248,7 @@ class Loop:
             self._log_lines = state["log_lines"]
             trainer.load_state_dict(state["trainer"])
             self.backbone.passes, self._stream.position = state["passes"], state["prompts"]
-            self._curves = state["curves"]
+            self._curves, self._stages = state["curves"], state["stages"]
 
     def _export(self, trainer: Trainer) -> Path:
         """Write the student's folder with its protocol and the record of its training."""
@@ -209,9 +259,10 @@ class Loop:
                 config=as_table(self.run),
                 seed=self.run.seed,
                 rewards=self.rewards.ids,
-                image_free=self.rewards.image_free,
+                image_free=self.rewards.image_free and all(stage["image_free"] for stage in self._stages),
                 network_passes=self.backbone.passes,
                 curves=self._curves,
+                stages=[StageRecord(**stage) for stage in self._stages],
             )
             with replaced_folder(folder) as new:
                 with trainer.roles.student.averaged():

@@ -6,7 +6,8 @@ Raw values are logged; `scale` only brings metrics of different units onto one (
 Axes: B images [B, 3, H, W] in [0, 1].
 """
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import replace
 
 import torch
 from torch import Tensor
@@ -14,6 +15,8 @@ from torch import Tensor
 import metrics
 from benchmarks.config import config
 from metrics.base import Prompt
+
+EPSILON = 1e-4  # added to running standard deviations
 
 
 @config
@@ -23,6 +26,7 @@ class RewardConfig:
     id: str
     weight: float = 1.0
     scale: float = 1.0  # raw values are divided by it
+    prompt_prefix: str = ""  # what the metric reads before every prompt, such as "Realistic photo " (DMDR, HPS)
 
     def __post_init__(self) -> None:
         if self.weight <= 0 or self.scale <= 0:
@@ -57,11 +61,20 @@ class RewardBank:
         """Whether no reward needs real pictures."""
         return all(metric.card.image_free for metric in self._metrics.values())
 
-    def score(self, images: Tensor, prompts: Sequence[Prompt]) -> dict[str, Tensor]:
+    def score(
+        self,
+        images: Tensor,
+        prompts: Sequence[Prompt],
+        only: Sequence[str] | None = None,
+        prefixes: Sequence[str] | None = None,
+    ) -> dict[str, Tensor]:
         """Return raw rewards [B] by metric id; differentiable ones carry the gradient of the images.
 
-        Higher is better in every one: a metric of the other direction is negated."""
-        return {name: self._score(name, images, prompts) for name in self._metrics}
+        Higher is better in every one: a metric of the other direction is negated. only: ids, default all. prefixes:
+        one for each prompt, in place of the settings' `prompt_prefix`."""
+        chosen = [one for one in self.settings if only is None or one.id in only]
+        texts = {one.id: prefixes or [one.prompt_prefix] * len(prompts) for one in chosen}
+        return {one.id: self._score(one.id, images, _prefixed(prompts, texts[one.id])) for one in chosen}
 
     def total(self, scores: Mapping[str, Tensor], only: Sequence[str] | None = None) -> Tensor:
         """Return R [B] of the rewards named in `only` (default: all)."""
@@ -74,6 +87,58 @@ class RewardBank:
         score = metric.reward(images, prompts) if differentiable else metric(images.detach(), prompts)
         sign = 1 if metric.card.higher_is_better else -1
         return sign * score.float().to(images.device)
+
+
+class RunningStatistics:
+    """Running mean and deviation of each reward: averages with a decay, free of bias from the first batch on.
+
+    m_n = sum_k decay^(n-k) mean_k / sum_k decay^(n-k), likewise of the squares; they bring rewards onto one scale."""
+
+    def __init__(self, decay: float = 0.99) -> None:
+        self.decay = decay
+        self._sums: dict[str, tuple[float, float, float]] = {}  # of 1, r and r^2, decayed
+
+    def update(self, scores: Mapping[str, Tensor]) -> None:
+        """Take in a batch of raw rewards [B] by id."""
+        for name, score in scores.items():
+            score = score.detach().double()
+            new = (1.0, score.mean().item(), (score**2).mean().item())
+            old = self._sums.get(name, (0.0, 0.0, 0.0))
+            weights = zip(old, new, strict=True)
+            count, total, squares = (self.decay * o + (1 - self.decay) * n for o, n in weights)
+            self._sums[name] = count, total, squares
+
+    def mean_and_std(self, name: str) -> tuple[float, float]:
+        """Return m and sigma of a reward that has been seen."""
+        count, total, squares = self._sums[name]
+        mean = total / count
+        return mean, max(squares / count - mean**2, 0.0) ** 0.5
+
+    def normalised(self, scores: Mapping[str, Tensor]) -> dict[str, Tensor]:
+        """Return (r - m) / (sigma + 1e-4) of raw rewards [B] by id."""
+        moments = {name: self.mean_and_std(name) for name in scores}
+        return {name: (score - moments[name][0]) / (moments[name][1] + EPSILON) for name, score in scores.items()}
+
+    def state_dict(self) -> dict[str, tuple[float, float, float]]:
+        """Return the averages."""
+        return dict(self._sums)
+
+    def load_state_dict(self, state: Mapping[str, tuple[float, float, float]]) -> None:
+        """Continue from what `state_dict` gave."""
+        self._sums = dict(state)
+
+
+def _prefixed(prompts: Sequence[Prompt], prefixes: Sequence[str]) -> list[Prompt]:
+    return [replace(prompt, text=prefix + prompt.text) for prompt, prefix in zip(prompts, prefixes, strict=True)]
+
+
+def reward_logs(scores: Mapping[str, Tensor], gather: Callable[[Tensor], Tensor]) -> dict[str, float]:
+    """Return what a log shall hold of raw rewards [B]: mean and spread over the images of all processes.
+
+    A spread that shrinks while the mean climbs is a sign of hacking: the images become alike."""
+    scores = {name: gather(score.detach()) for name, score in scores.items()}
+    logs = {f"reward/{name}": score.mean().item() for name, score in scores.items()}
+    return logs | {f"reward_std/{name}": score.std(correction=0).item() for name, score in scores.items()}
 
 
 def load_rewards(settings: Sequence[RewardConfig], device: torch.device) -> RewardBank:

@@ -2,7 +2,8 @@
 
 Every step's input is detached, so a gradient reaches the student through the one call that made the step: the
 score-function term must not see the steps before (they have terms of their own), and the direct term through
-earlier steps would count their noise twice.
+earlier steps would count their noise twice. A chained rollout keeps the graph from step to step instead: for losses
+on the end of a deterministic one.
 Axes: B images, then any latent axes. Steps count from 1 to K, step k from level t_{k-1} to t_k.
 """
 
@@ -24,7 +25,7 @@ class Step:
     k: int
     t: float
     t_next: float
-    x_t: Tensor  # detached
+    x_t: Tensor  # detached, unless chained
     v: Tensor
     move: Transition
     x_next: Tensor  # carries the gradient of this step's call where one was asked for
@@ -47,10 +48,13 @@ def rollout(
     noise: Callable[[int], Tensor],
     last: int | None = None,
     grad: Collection[int] = (),
+    chain: bool = False,
+    cut: Collection[int] = (),
 ) -> list[Step]:
     """Sample from x [B, ...] at the first level; return steps 1 .. `last` (default: all).
 
-    noise(k) gives step k's noise [B, ...]; calls of the steps in `grad` keep their graph."""
+    noise(k) gives step k's noise [B, ...]; calls of the steps in `grad` keep their graph. With `chain` a step's input
+    keeps the graph of the step before as well, where that one is in `grad` and not in `cut`."""
     levels = sigma_grid(protocol)
     steps: list[Step] = []
     for k in range(1, (last or len(levels) - 1) + 1):
@@ -60,7 +64,7 @@ def rollout(
             move = transition(protocol, x, v, t, t_next)
             x_next = move.sample(noise(k)) if move.stochastic else move.mean
         steps.append(Step(k, t, t_next, x, v, move, x_next))
-        x = x_next.detach()
+        x = x_next if chain and k in grad and k not in cut else x_next.detach()
     return steps
 
 

@@ -12,7 +12,8 @@ Source: RTDMD, Sec. 3 and algorithm 1, and its authors' code where the two diffe
 Departures: stage II goes on training the cold start's adapters, from the EMA of the student, where the code merges
 them into the body and attaches fresh ones; a rollout keeps the graphs of the steps it will train on, so no call is
 made twice (`microbatch` makes them again, for networks whose graphs do not fit); losses are summed over trained
-steps, where the code averages (a constant, which AdamW cancels).
+steps, where the code averages (a constant, which AdamW cancels). Beyond the paper: `dp_first_step` adds DP-DMD's
+first-step loss to both stages, on noise of its own.
 Axes: P prompts, N members of a group, B = P N images, K steps.
 """
 
@@ -31,10 +32,11 @@ from trainers.ac_dmd import AcDmdConfig
 from trainers.backbones.base import Backbone
 from trainers.base import Logs, Networks, Roles, RolesTrainer, SamplerConfig, World, register
 from trainers.draws import Noise
+from trainers.first_step import FirstStepConfig, first_step_loss
 from trainers.groups import group_noise, repeat_members
 from trainers.learner import EmaConfig, OptimiserConfig
 from trainers.reinforce import Epoch, ReinforceConfig, check_reinforce
-from trainers.rewards import RewardBank
+from trainers.rewards import RewardBank, reward_logs
 from trainers.rollout import Step, replay, rollout
 
 
@@ -61,6 +63,7 @@ class RtdmdConfig:
     ac_dmd: AcDmdConfig = AcDmdConfig()
     cold_start: ColdStartConfig = ColdStartConfig()
     reinforce: ReinforceConfig = ReinforceConfig()
+    dp_first_step: FirstStepConfig = FirstStepConfig()
     student: OptimiserConfig = OptimiserConfig(lr=1e-3, betas=(0.5, 0.99))
     fake_score: OptimiserConfig = OptimiserConfig(lr=2e-3, betas=(0.5, 0.99))
     ema: EmaConfig = EmaConfig()
@@ -103,9 +106,11 @@ class Rtdmd(RolesTrainer):
         if due:
             if not c.cold_start.share_rollout:
                 x_s, s = self._random_step(networks, len(prompts), grad=True)
-            loss = self._student_loss(networks, x_s, s, self.roles.draws)
-            loss.backward()
-            logs |= {"dmd_loss": loss.item(), "student_norm": self.roles.student.update()}
+            losses = {"dmd_loss": self._student_loss(networks, x_s, s, self.roles.draws)}
+            losses |= self._first_step_loss(networks, x_s, self.roles.draws)
+            torch.stack(list(losses.values())).sum().backward()
+            logs |= {name: loss.item() for name, loss in losses.items()}
+            logs["student_norm"] = self.roles.student.update()
         return logs
 
     def _reinforce(self, prompts: Sequence[Prompt], iteration: int) -> Logs:
@@ -120,7 +125,7 @@ class Rtdmd(RolesTrainer):
         steps = self._roll_out(networks, prompts, subset_PK, trained, iteration)
         scores = self._score(steps[self._last].x0, members)
         # 3. Keep the fake score on the student's distribution
-        logs = {f"reward/{name}": score.mean().item() for name, score in scores.items()}
+        logs = reward_logs(scores, self.world.gather)
         if c.dm_steps != "none":
             logs |= self._update_fake_score(networks, *self._anchor(steps[k_dm]))
         # 4. Advantages within the groups; images of groups without contrast are dropped
@@ -140,21 +145,28 @@ class Rtdmd(RolesTrainer):
 
     def _losses(self, epoch: Epoch, k_dm: int) -> dict[str, Tensor]:
         """Return the weighted terms of stage II's loss."""
-        c, losses = self.config.reinforce, {}
+        c, losses = self.config.reinforce, dict[str, Tensor]()
+        networks = self.roles.networks(epoch.members, self.config.guidance_scale)
         if c.rl != "none":
             scale = (self._last - 1) / self._subset_size if c.subset_scale == "paper" else 1.0
             stochastic = [step for k, step in epoch.steps.items() if k < self._last]
             loss = subgrpo.policy_loss(stochastic, epoch.subset_BK, epoch.advantage_B, c.logprob, c.clip, scale)
             losses["rl_loss"] = c.rl_weight * loss
         if c.dm_steps != "none":
-            networks = self.roles.networks(epoch.members, self.config.guidance_scale)
             losses["dmd_loss"] = c.dm_weight * self._student_loss(
                 networks, *self._anchor(epoch.steps[k_dm]), epoch.draws
             )
         if c.det_term:
             reward_B = self.rewards.total(epoch.scores, only=self.rewards.differentiable)
             losses["det_loss"] = c.det_weight * torch.relu(c.det_margin - reward_B).mean()
-        return losses
+        return losses | self._first_step_loss(networks, epoch.steps[self._last].x_t, epoch.draws)
+
+    def _first_step_loss(self, networks: Networks, like: Tensor, draws: Noise) -> dict[str, Tensor]:
+        """Return DP-DMD's weighted term on fresh noise; {} where it is off, and then nothing is drawn."""
+        c = self.config.dp_first_step
+        if not c.weight:
+            return {}
+        return {"first_step_loss": c.weight * first_step_loss(networks, draws.normal_like(like), self._protocol, c)}
 
     @property
     def _subset_size(self) -> int:

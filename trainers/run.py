@@ -1,6 +1,7 @@
 """Train a student, export it, benchmark it, list it:
 
     python -m trainers.run rtdmd --config trainers/configs/rtdmd-micro.toml [--set trainer.sampler.eta=0.8]
+    python -m trainers.run --preset rtdmd-sd3m                (a row of a paper's table; --presets lists them)
 
 The same command again continues where the last one stopped. On several accelerators, torchrun --nproc_per_node 8 -m
 trainers.run … trains on 8 times the batch. Exit codes: 0 done, 2 a mistake to mend, 1 ours.
@@ -16,7 +17,7 @@ from typing import TYPE_CHECKING, Annotated
 import tyro
 
 from benchmarks.cli import parse
-from benchmarks.config import UserError, read_toml
+from benchmarks.config import UserError
 from benchmarks.screen import guarded
 from metrics.base import import_plugins
 
@@ -30,12 +31,14 @@ class Arguments:
 
     method: Annotated[str, tyro.conf.Positional] = ""  # trainer's name; --list shows them
     config: Path | None = None  # TOML file of the run
+    preset: str = ""  # the run behind a row of a paper's table, instead of a file
     set: Annotated[tuple[str, ...], tyro.conf.UseAppendAction] = ()  # dotted.key=value on top of the file
     out: Path | None = None  # folder of the run; default runs/<name>
     board: Path | None = None  # folder of results to publish to; default leaderboards/results
     resume: bool = True  # start over instead of continuing what the folder holds
     benchmark: bool = True  # leave out the config's suite at the end
     list: bool = False  # show trainers and backbones
+    presets: bool = False  # show the presets
     plugin: Annotated[tuple[str, ...], tyro.conf.UseAppendAction] = ()  # Python modules that register more of them
 
 
@@ -45,19 +48,38 @@ def main(arguments: Arguments) -> int:
     if arguments.list:
         show_registries()
         return 0
-    if not arguments.method or arguments.config is None:
-        raise UserError("name a trainer and its config: python -m trainers.run rtdmd --config FILE, or --list")
-    from trainers.base import find
-    from trainers.config import RunConfig
+    if arguments.presets:
+        from trainers.presets import show_presets
 
-    find(arguments.method)  # before the file is read: what it may hold is the method's
-    run = read_toml(RunConfig, arguments.config, arguments.set)
+        show_presets()
+        return 0
+    method, run, where = chosen_run(arguments)
     folder = arguments.out or Path("runs") / run.name
     if not arguments.benchmark:
         run = replace(run, benchmark="")
-    where = str(arguments.config)
-    train(arguments.method, run, folder, resume=arguments.resume, where=where, board=arguments.board)
+    train(method, run, folder, resume=arguments.resume, where=where, board=arguments.board)
     return 0
+
+
+def chosen_run(arguments: Arguments) -> tuple[str, "RunConfig", str]:
+    """Return (method, run, what opens errors in its settings). Raises UserError where the two are not told."""
+    from trainers.base import find
+
+    if arguments.preset:
+        from trainers.presets import find_preset
+
+        if arguments.config:
+            raise UserError("--preset and --config name a run each: leave one out; --set changes single values")
+        preset = find_preset(arguments.preset, arguments.method)
+        return preset.settings.method, preset.build(arguments.set), f"preset {preset.name}"
+    if not arguments.method or arguments.config is None:
+        raise UserError(
+            "name a trainer and its config: python -m trainers.run rtdmd --config FILE, or --preset; --list shows"
+        )
+    from trainers.config import read_run
+
+    find(arguments.method)  # before the file is read: what it may hold is the method's
+    return arguments.method, read_run(arguments.config, arguments.set), str(arguments.config)
 
 
 def train(

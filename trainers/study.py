@@ -18,9 +18,9 @@ from typing import Annotated, Any
 import tyro
 
 from benchmarks.cli import parse
-from benchmarks.config import UserError, as_table, build, config, nearest, parse_toml, read_toml
+from benchmarks.config import UserError, as_table, build, config, nearest, read_toml
 from benchmarks.screen import guarded
-from trainers.config import RunConfig, merge
+from trainers.config import RunConfig, merge, read_table
 from trainers.run import is_main_process
 
 CONFIGS = Path(__file__).parent / "configs"
@@ -111,7 +111,7 @@ def run_row(study: StudyConfig, path: Path, row: RowConfig, seed: int, folder: P
 
 def row_settings(study: StudyConfig, path: Path, row: RowConfig, seed: int) -> RunConfig:
     """Return a row's run. Raises UserError where base and row do not make one."""
-    table = merge(parse_toml(path.parent / study.base), row.settings)
+    table = merge(read_table(path.parent / study.base), row.settings)
     table |= {"name": f"{row.name}-s{seed}", "seed": seed, "benchmark": study.suite}
     return build(RunConfig, table, f"{path}: {row.name}")
 
@@ -122,13 +122,14 @@ def donate_stage(method: str, run: RunConfig, folder: Path) -> None:
 
     if (folder / STATE).exists():
         return
-    for stage in reversed(list(run.stages)[:-1]):
+    names = list(run.stages)
+    for stage in reversed(names[:-1]):
         wanted = stages_digest({"method": method, **as_table(run)}, stage)
         for donor in sorted(folder.parent.glob("*/run.json")):
             table = json.loads(donor.read_text(encoding="utf-8"))
             alike = stage in table["stages"] and stages_digest(table, stage) == wanted
             if donor.parent != folder and alike and stage_state(donor.parent, stage).exists():
-                adopt_state(folder, donor.parent, stage)
+                adopt_state(folder, donor.parent, names[: names.index(stage) + 1])
                 return
 
 

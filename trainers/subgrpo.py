@@ -5,7 +5,8 @@
 A step is a Gaussian policy N(mu, sigma^2) with mu from the student's call. With S = all K - 1 steps it is GRPO.
 Source: RTDMD, stage II ("paper" forms), and its authors' code ("code" forms): clipped ratio (PPO), log-probability
 without 1 / (2 sigma^2) as a mean over dimensions, advantages per reward by the standard deviation of the whole epoch,
-no factor (K-1)/M. The two log-probabilities differ by D / (2 sigma^2) per step, so weights do not carry over.
+no factor (K-1)/M. The two log-probabilities differ by D / (2 sigma^2) per step, so weights do not carry over. "mean"
+is the exact one divided by D, and "global_std" one deviation for the total reward: Flow-GRPO's forms of both.
 Axes: P prompts, N members of a group, B = P N images, K steps.
 """
 
@@ -18,8 +19,8 @@ from torch import Tensor
 from trainers.draws import Draws
 from trainers.rollout import Step
 
-LogProb = Literal["simplified", "exact"]
-Advantage = Literal["per_reward_global_std", "group_std"]
+LogProb = Literal["simplified", "exact", "mean"]
+Advantage = Literal["per_reward_global_std", "global_std", "group_std"]
 EPSILON = 1e-4  # added to standard deviations, as Flow-GRPO does
 
 
@@ -36,10 +37,12 @@ def advantages(
     """Return A [B] of rewards [B] whose groups are consecutive; its mean over every group is 0.
 
     per_reward_global_std: each reward is centred in its group and divided by its deviation over all images, the
-    weighted sum is divided by its own. group_std: the weighted reward, centred and divided within each group."""
-    if kind == "group_std":
+    weighted sum is divided by its own. global_std and group_std: the weighted reward is centred in its group and
+    divided by its deviation over all images or within the group."""
+    if kind != "per_reward_global_std":
         total_PN = torch.stack([weights[name] * scores[name] for name in scores]).sum(dim=0).view(-1, group_size)
-        return (_centred(total_PN) / (total_PN.std(dim=1, keepdim=True) + EPSILON)).flatten()
+        std = total_PN.std(dim=1, keepdim=True) if kind == "group_std" else total_PN.std()
+        return (_centred(total_PN) / (std + EPSILON)).flatten()
     parts = []
     for name, score in scores.items():
         centred = _centred(score.view(-1, group_size)).flatten()
@@ -51,8 +54,8 @@ def advantages(
 def log_prob(step: Step, kind: LogProb) -> Tensor:
     """Return log pi(x_next) [B] of a stochastic step; the gradient reaches the mean, never the sample."""
     x_next = step.x_next.detach()
-    if kind == "exact":
-        return step.move.log_prob(x_next)
+    if kind != "simplified":
+        return step.move.log_prob(x_next) / (x_next[0].numel() if kind == "mean" else 1)
     return -((x_next - step.move.mean) ** 2).flatten(1).mean(dim=1)
 
 

@@ -1,10 +1,10 @@
 """Cost of a training step, against the sum of its necessary network passes measured bare on the same shapes.
 
-    python -m tests.perf.training_step [--model FOLDER] [--batch-size 32] [--iterations 8]
+    python -m tests.perf.training_step [--methods dmd dmd2] [--model FOLDER] [--batch-size 32] [--iterations 8]
 
-Bare passes call the networks with random latents and no loss but the mean of the output; which passes a method needs
-stands in passes.toml. Decoding and scoring of stage II are measured bare as well, with their backward. Step and
-passes take turns within one process, so a busy machine slows both alike. Bar: at most 1.15.
+Which trainers are measured, with which settings and how many passes each cannot do without stands in passes.toml: a
+table per case. Bare passes call the networks with random latents and no loss but the mean of the output. Step and
+passes take turns within one process, so a busy machine slows both alike. Bar: at most 1.10.
 """
 
 import time
@@ -19,24 +19,23 @@ from typing import Any, Literal
 import torch
 import tyro
 
+from benchmarks.config import UserError, build, nearest
 from metrics.base import Prompt
 from trainers.backbones.base import Backbone, BackboneConfig, load
-from trainers.base import SamplerConfig, Trainer, World
-from trainers.dmd import Dmd, DmdConfig
+from trainers.base import Trainer, World, find
+from trainers.perceptual import load_perceptual
 from trainers.prompts import PromptStream, read_training_prompts
-from trainers.reinforce import ReinforceConfig
 from trainers.rewards import RewardBank, RewardConfig, load_rewards
-from trainers.rtdmd import ColdStartConfig, Rtdmd, RtdmdConfig
 
-BAR = 1.15
+BAR = 1.10
 PASSES = Path(__file__).with_name("passes.toml")
-SAMPLER = SamplerConfig(sigmas=(1.0, 0.75, 0.5, 0.25))
 
 
 @dataclass(frozen=True, kw_only=True)
 class Arguments:
     """Measure the cost of a training step."""
 
+    methods: tuple[str, ...] = ()  # tables of passes.toml; () = all
     model: str = "benchmarks/micro/pipeline"
     training: Literal["lora", "full"] = "lora"
     precision: Literal["float32", "bfloat16"] = "bfloat16"
@@ -48,44 +47,51 @@ class Arguments:
 
 
 def main(arguments: Arguments) -> None:
-    """Print, per method, seconds of a step, of its bare passes, and their ratio."""
-    device = torch.device(arguments.device)
+    """Print, per case, seconds of a step, of its bare passes, and their ratio."""
+    device, size = torch.device(arguments.device), arguments.batch_size
     settings = BackboneConfig(path=arguments.model, training=arguments.training, precision=arguments.precision)
     backbone = load(settings, device)
     rewards = load_rewards([RewardConfig(id=arguments.reward)], device)
     texts = read_training_prompts("micro")
     backbone.encode([prompt.text for prompt in texts])  # cached in training as well
-    bare = Bare(backbone, rewards, texts[: arguments.batch_size])
-    needed = tomllib.loads(PASSES.read_text(encoding="utf-8"))
-    for name, trainer in trainers(backbone, rewards, arguments.batch_size).items():
-        stream, calls = PromptStream(texts, "none", 0), needed[name]
-        if name == "reinforce":
-            calls |= {"decode_and_score": 1}
+    bare = Bare(backbone, rewards, texts[:size])
+    for name, case in cases(arguments.methods).items():
+        trainer, stream = trainer_of(case, backbone, rewards, size), PromptStream(texts, "none", 0)
         ratios, seconds = [], [0.0, 0.0]
         for round_ in range(arguments.rounds + 1):
             step = timed(partial(one_step, trainer, stream), arguments.iterations)
-            passes = sum(count * timed(bare.of(kind), arguments.iterations) for kind, count in calls.items())
+            calls = case["passes"].items()
+            passes = sum(count * timed(bare.of(kind), arguments.iterations) for kind, count in calls)
             if round_:  # the first one warms up
                 ratios.append(step / passes)
                 seconds = [step, passes]
-        print(f"{name:10} step {seconds[0]:.3f} s, passes {seconds[1]:.3f} s, ratio {median(ratios):.3f} (bar {BAR})")
+        ratio = f"ratio {median(ratios):.3f} (bar {BAR:.2f})"
+        print(f"{name:14} step {seconds[0]:.3f} s, passes {seconds[1]:.3f} s, {ratio}", flush=True)
 
 
-def trainers(backbone: Backbone, rewards: RewardBank, batch_size: int) -> dict[str, Trainer]:
-    """Return one trainer per table of passes.toml."""
-    nothing, cold = (
-        RewardBank([], {}),
-        ColdStartConfig(batch_size=batch_size, fake_score_updates=1, share_rollout=True),
-    )
-    dmd = DmdConfig(sampler=SAMPLER, batch_size=batch_size, fake_score_updates=1, share_rollout=True)
-    groups = ReinforceConfig(groups=batch_size // 8, group_size=8)
-    return {
-        "dmd": Dmd(dmd, backbone, nothing, World()),
-        "ac_dmd": Rtdmd(RtdmdConfig(sampler=SAMPLER, cold_start=cold), backbone, nothing, World()),
-        "reinforce": Rtdmd(
-            RtdmdConfig(phase="reinforce", sampler=SAMPLER, reinforce=groups), backbone, rewards, World()
-        ),
-    }
+def cases(names: Sequence[str] = ()) -> dict[str, dict[str, Any]]:
+    """Return the chosen tables of passes.toml. Raises UserError for an unknown one."""
+    tables = tomllib.loads(PASSES.read_text(encoding="utf-8"))
+    if unknown := set(names) - set(tables):
+        raise UserError(f"passes.toml has no {sorted(unknown)}; {nearest(min(unknown), list(tables))}")
+    return {name: table for name, table in tables.items() if not names or name in names}
+
+
+def trainer_of(case: dict[str, Any], backbone: Backbone, rewards: RewardBank, batch_size: int) -> Trainer:
+    """Return the trainer of a case, fresh."""
+    backbone.reset()
+    trainer = find(case["trainer"])
+    settings = build(trainer.Config, sized(case["settings"], batch_size), str(PASSES))
+    return trainer(settings, backbone, rewards if case.get("rewards") else RewardBank([], {}), World())
+
+
+def sized(value: Any, batch_size: int) -> Any:
+    """Return settings with "B" replaced by the batch size, "B/n" by its n-th part."""
+    if isinstance(value, dict):
+        return {name: sized(inner, batch_size) for name, inner in value.items()}
+    if isinstance(value, str) and value.partition("/")[0] == "B":
+        return batch_size // int(value.partition("/")[2] or 1)
+    return value
 
 
 def one_step(trainer: Trainer, stream: PromptStream, iteration: int) -> None:
@@ -100,31 +106,57 @@ class Bare:
         self.backbone, self.rewards, self.prompts = backbone, rewards, list(prompts)
         self.encoded = backbone.encode([prompt.text for prompt in prompts])
         self.x = torch.randn(len(prompts), *backbone.latent_shape, device=backbone.device)
+        self.perceptual = load_perceptual("micro_perceptual", backbone.device)
 
     def of(self, kind: str) -> Callable[[int], Any]:
-        """Return the call that a key of passes.toml names."""
+        """Return the call that a key of passes.toml names: a role and what it does, or one of the calls below."""
         if kind == "decode_and_score":
             return self.decode_and_score
-        if kind == "teacher_guided":
-            return lambda _: self.forward("teacher", 5.0)
+        if kind == "decode_and_rate":
+            return self.decode_and_rate
+        if kind == "decode_and_compare":
+            return self.decode_and_compare
         role, _, what = kind.rpartition("_")
-        return lambda _: self.forward(role) if what == "forward" else self.train(role)
+        calls = {"forward": self.forward, "guided": self.guided, "train": self.train, "judge": self.judge}
+        return partial(calls[what], role)
 
     @torch.no_grad()
-    def forward(self, role: Any, guidance_scale: float = 1.0) -> None:
+    def forward(self, role: Any, _: int) -> None:
         """Call a role without a graph."""
-        self.backbone.velocity(role, self.x, 0.5, self.encoded, guidance_scale)
+        self.backbone.velocity(role, self.x, 0.5, self.encoded)
 
-    def train(self, role: Any) -> None:
-        """Call a role and go back through it."""
+    @torch.no_grad()
+    def guided(self, role: Any, _: int) -> None:
+        """Call a role on twice the batch, without a graph."""
+        self.backbone.velocity(role, self.x, 0.5, self.encoded, 5.0)
+
+    def train(self, role: Any, _: int) -> None:
+        """Call a role and go back through it to its parameters."""
         self.backbone.velocity(role, self.x, 0.5, self.encoded).mean().backward()
         for parameter in self.backbone.parameters(role):
             parameter.grad = None
+
+    def judge(self, role: Any, _: int) -> None:
+        """Call a role for its features and go back through it to the latents."""
+        latents = self.x.clone().requires_grad_()
+        self.backbone.features(role, latents, 0.5, self.encoded).mean().backward(inputs=[latents])
 
     def decode_and_score(self, _: int) -> None:
         """Decode and score latents, with the backward to them."""
         latents = self.x.clone().requires_grad_()
         self.rewards.total(self.rewards.score(self.backbone.decode(latents), self.prompts)).mean().backward()
+
+    @torch.no_grad()
+    def decode_and_rate(self, _: int) -> None:
+        """Decode and score latents, without a graph."""
+        self.rewards.score(self.backbone.decode(self.x), self.prompts)
+
+    def decode_and_compare(self, _: int) -> None:
+        """Decode latents twice and compare the pictures, with the backward to the first ones."""
+        latents = self.x.clone().requires_grad_()
+        with torch.no_grad():
+            other = self.backbone.decode(self.x)
+        self.perceptual(self.backbone.decode(latents), other).mean().backward()
 
 
 def timed(call: Callable[[int], Any], count: int) -> float:

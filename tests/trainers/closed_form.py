@@ -1,5 +1,6 @@
 """Stand-ins whose right answers are known: Gaussian velocity models, a two-dimensional backbone, simple rewards."""
 
+import copy
 from collections.abc import Callable, Sequence
 
 import torch
@@ -8,7 +9,7 @@ from torch import Tensor, nn
 from benchmarks.protocol import Protocol
 from benchmarks.samplers import Level
 from metrics.base import Card, Prompt
-from trainers.backbones.base import Role
+from trainers.backbones.base import BackboneConfig, Role
 from trainers.rewards import RewardBank, RewardConfig
 
 
@@ -50,6 +51,7 @@ def reward_bank(*, redness: bool = True, judge: bool = False) -> RewardBank:
 class PointBackbone:
     """Two-dimensional "images" with small networks as roles; the teacher is N(mean, spread^2 I) in closed form."""
 
+    settings = BackboneConfig(path="")
     latent_shape = (2,)
     device = torch.device("cpu")
 
@@ -57,12 +59,22 @@ class PointBackbone:
         self.passes = 0
         self._teacher = gaussian_velocity(0.0, spread)
         self._mean = torch.tensor(mean)
-        self.networks = {role: VelocityNetwork(hidden) for role in ("student", "fake_score")}
+        self.networks: dict[str, VelocityNetwork] = {
+            role: VelocityNetwork(hidden) for role in ("student", "fake_score")
+        }
 
     def encode(self, prompts: Sequence[str]) -> int:
         return len(prompts)
 
-    def velocity(self, role: Role, x_t: Tensor, t: Level, prompts: int, guidance_scale: float = 1.0) -> Tensor:
+    def velocity(
+        self,
+        role: Role,
+        x_t: Tensor,
+        t: Level,
+        prompts: int,
+        guidance_scale: float = 1.0,
+        fake_scale: float | None = None,
+    ) -> Tensor:
         assert prompts == len(x_t)
         self.passes += len(x_t)
         if role == "teacher":
@@ -70,11 +82,25 @@ class PointBackbone:
             return self._teacher(x_t - (1 - t) * self._mean, t) - self._mean
         return self.networks[role](x_t, t)
 
+    def features(self, role: Role, x_t: Tensor, t: Level, prompts: int) -> Tensor:
+        assert prompts == len(x_t)
+        self.passes += len(x_t)
+        return self.networks[role].features(x_t, t)[:, None]
+
     def decode(self, latents: Tensor) -> Tensor:
         return latents
 
+    def encode_pictures(self, images: Tensor) -> Tensor:
+        return images.mean(dim=(2, 3))[:, :2]
+
+    def teacher_digest(self) -> str:
+        return repr(self._mean.tolist())
+
     def parameters(self, role: Role) -> list[nn.Parameter]:
-        return [] if role == "teacher" else list(self.networks[role].parameters())
+        return list(self.networks[role].parameters()) if role in self.networks else []
+
+    def keep_reference(self) -> None:
+        self.networks["reference"] = copy.deepcopy(self.networks["student"]).requires_grad_(False)
 
     def protocol(self) -> Protocol:
         return Protocol()
@@ -91,10 +117,15 @@ class VelocityNetwork(nn.Module):
             nn.init.zeros_(layer.weight)
             nn.init.zeros_(layer.bias)
 
+    def features(self, x: Tensor, t: Level) -> Tensor:
+        return self.body(self._inputs(x, t))
+
     def forward(self, x: Tensor, t: Level) -> Tensor:
+        return self.skip(self._inputs(x, t)) + self.head(self.features(x, t))
+
+    def _inputs(self, x: Tensor, t: Level) -> Tensor:
         level = torch.as_tensor(t, dtype=x.dtype).expand(len(x), 1)
-        features = torch.cat([x, level, level**2], dim=1)
-        return self.skip(features) + self.head(self.body(features))
+        return torch.cat([x, level, level**2], dim=1)
 
 
 class FirstCoordinate(ClosedFormMetric):

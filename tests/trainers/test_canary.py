@@ -1,3 +1,4 @@
+from dataclasses import replace
 from pathlib import Path
 
 import pytest
@@ -12,8 +13,8 @@ from metrics.base import Batch, Card, Prompt, Rows, Summary
 from tests.trainers.closed_form import reward_bank
 from trainers.backbones.base import Backbone, BackboneConfig, LoraConfig, load
 from trainers.base import World
-from trainers.canary import Canary
-from trainers.config import CanaryConfig
+from trainers.canary import Canary, has_fallen
+from trainers.config import CanaryConfig, StopConfig
 from trainers.draws import seeded
 from trainers.rtdmd import ColdStartConfig, Rtdmd, RtdmdConfig
 
@@ -60,7 +61,8 @@ def test_canary_scores_its_prompts_and_leaves_the_training_alone(
     for watched in (False, True):
         _, trainer = tiny(pipeline_folder)
         if watched:
-            values = canary.measure(trainer)
+            values, spreads = canary.measure(trainer)
+            assert spreads["prompt_length"] > 0
             expected = sum(len(prompt.text) for prompt in canary.prompts) / 5
             assert values == pytest.approx({"prompt_length": expected}) and len(canary.prompts) == 5
         logs.append([trainer.step(prompts[:4], iteration) for iteration in range(2)])
@@ -68,12 +70,42 @@ def test_canary_scores_its_prompts_and_leaves_the_training_alone(
 
 
 def test_without_a_prompt_file_there_is_no_canary(pipeline_folder: Path) -> None:
-    assert Canary(CanaryConfig(), ["redness"], CPU).measure(tiny(pipeline_folder)[1]) == {}
+    assert Canary(CanaryConfig(), ["redness"], CPU).measure(tiny(pipeline_folder)[1]) == ({}, {})
 
 
 def test_unknown_canary_metrics_are_answered_with_the_nearest(prompt_file: Path) -> None:
     with pytest.raises(UserError, match="did you mean 'micro_clip'"):
         Canary(CanaryConfig(prompts=str(prompt_file), metrics=("micro_clap",)), [], CPU)
+
+
+@pytest.mark.parametrize(
+    ("values", "drop", "patience", "stops"),
+    [
+        ([0.5, 0.6, 0.55], 0.1, 1, False),  # below its best, but not by more than `drop`
+        ([0.5, 0.6, 0.49], 0.1, 1, True),
+        ([0.5, 0.6, 0.49], 0.1, 2, False),
+        ([0.5, 0.6, 0.49, 0.48], 0.1, 2, True),
+        ([0.5, 0.6, 0.49, 0.55, 0.49], 0.1, 2, False),  # a recovery starts the count anew
+        ([0.6, 0.49, 0.48, 0.7], 0.1, 2, False),
+        ([], 0.0, 1, False),
+    ],
+)
+def test_a_metric_has_fallen_when_it_stays_below_its_best(
+    values: list[float], drop: float, patience: int, stops: bool
+) -> None:
+    assert has_fallen(values, drop, patience) is stops
+
+
+@pytest.mark.usefixtures("length_metric")
+def test_a_fall_is_a_rise_where_lower_is_better(prompt_file: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    stop = StopConfig(metric="prompt_length", drop=0.1)
+    settings = CanaryConfig(prompts=str(prompt_file), metrics=("prompt_length",), stop=stop)
+    falling = [{"iteration": 0, "prompt_length": 0.6}, {"iteration": 1, "prompt_length": 0.4}]
+    assert Canary(settings, [], CPU).stopped_by(falling) == "prompt_length"
+    assert Canary(settings, [], CPU).stopped_by(falling[::-1]) == ""
+    monkeypatch.setattr(PromptLength, "card", replace(PromptLength.card, higher_is_better=False))
+    assert Canary(settings, [], CPU).stopped_by(falling) == ""
+    assert Canary(settings, [], CPU).stopped_by(falling[::-1]) == "prompt_length"
 
 
 @pytest.mark.usefixtures("length_metric")

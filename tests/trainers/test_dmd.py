@@ -4,6 +4,8 @@ import pytest
 import torch
 from torch import Tensor, nn
 
+from benchmarks.config import UserError, build
+from benchmarks.protocol import Protocol
 from benchmarks.samplers import Level
 from metrics.base import Prompt
 from tests.trainers.closed_form import PointBackbone, gaussian_velocity
@@ -103,7 +105,7 @@ def test_fake_score_loss_is_smallest_for_the_exact_velocity() -> None:
         assert dmd.fake_score_loss(x0, gaussian_velocity(mu, tau), t, eps) > exact
 
 
-@pytest.mark.parametrize("source", sorted(dmd.X0_SOURCES))
+@pytest.mark.parametrize("source", ["last_step", "renoised_rollout"])
 def test_x0_sources_give_the_students_own_prediction_with_one_graph(source: str) -> None:
     calls: list[bool] = []
 
@@ -118,6 +120,57 @@ def test_x0_sources_give_the_students_own_prediction_with_one_graph(source: str)
         assert x0.abs().max() < 0.1 and calls.count(True) == 1 and calls[-1]
     dmd.X0_SOURCES[source](student, torch.randn(9, 2), protocol, Draws(0), False)
     assert not calls[-1]
+
+
+def test_full_rollout_is_the_samplers_own_end_with_the_gradient_of_every_step() -> None:
+    """v = w_k at step k: from x at 1 the rollout ends at x - sum_k (t_{k-1} - t_k) w_k."""
+    protocol = SamplerConfig(sampler="euler", sigmas=(1.0, 0.7, 0.6, 0.2)).protocol(Protocol())
+    weights = {1.0: 0.5, 0.7: -1.0, 0.6: 2.0, 0.2: 3.0}
+    parameters = {t: torch.tensor(w, requires_grad=True) for t, w in weights.items()}
+    student = lambda x_t, t: parameters[t] * torch.ones_like(x_t)  # noqa: E731
+    x = torch.randn(5, 2)
+    x0 = dmd.full_rollout_x0(student, x, protocol, Draws(0), True)
+    lengths = {1.0: 0.3, 0.7: 0.1, 0.6: 0.4, 0.2: 0.2}
+    assert torch.allclose(x0, x - sum(lengths[t] * w for t, w in weights.items()), atol=1e-6)
+    x0.mean().backward()
+    for t, parameter in parameters.items():
+        assert parameter.grad is not None and parameter.grad.item() == pytest.approx(-lengths[t])
+    assert not dmd.full_rollout_x0(student, x, protocol, Draws(0), False).requires_grad
+
+
+def test_gradient_of_a_full_rollout_passes_through_the_steps_between() -> None:
+    """v = w x at both steps: x0 = (1 - w/2)^2 x, whose slope is -(1 - w/2) x; a detached second step gives half."""
+    protocol = SamplerConfig(sampler="euler", num_inference_steps=2).protocol(Protocol())
+    w = torch.tensor(0.4, requires_grad=True)
+    x = torch.ones(1, 2)
+    dmd.full_rollout_x0(lambda x_t, t: w * x_t, x, protocol, Draws(0), True).mean().backward()
+    assert w.grad is not None and w.grad.item() == pytest.approx(-0.8)
+
+
+def test_full_rollout_of_a_stochastic_sampler_is_refused() -> None:
+    with pytest.raises(UserError, match=r'sampler\.sampler = "euler"'):
+        build(DmdConfig, {"x0_source": "full_rollout"}, "x.toml")
+    build(DmdConfig, {"x0_source": "full_rollout", "sampler": {"sampler": "euler"}}, "x.toml")
+
+
+def test_rollout_up_to_step_k_of_the_renoise_sampler_noises_the_prediction_afresh() -> None:
+    """DMD2's backward simulation: the input of step k is (1 - t_k) x0_hat + t_k n with noise n of its own."""
+    inputs: dict[float, Tensor] = {}
+
+    def student(x_t: Tensor, t: Level) -> Tensor:
+        assert isinstance(t, float)
+        inputs[t] = x_t
+        return (x_t - 3.0) / t  # x0_hat = 3
+
+    protocol = SamplerConfig(sampler="renoise").protocol(Protocol())
+    x = torch.randn(4000, 2)
+    for seed in range(8):
+        dmd.last_step_x0(student, x, protocol, Draws(seed), False)
+    assert set(inputs) == {1.0, 0.75, 0.5, 0.25}
+    for t in (0.75, 0.5, 0.25):
+        noise = (inputs[t] - (1 - t) * 3) / t
+        assert abs(noise.mean()) < 0.05 and abs(noise.std() - 1) < 0.05
+        assert abs((noise * x).mean()) < 0.05
 
 
 def test_renoised_rollout_meets_every_level_with_its_own_prediction() -> None:
@@ -177,10 +230,10 @@ def test_loss_levels_are_those_of_their_laws() -> None:
     backbone, levels = PointBackbone((0, 0), 1), []
     teacher = backbone.velocity
 
-    def velocity(role: str, x_t: Tensor, t: Level, prompts: int, guidance_scale: float = 1.0) -> Tensor:
+    def velocity(role: str, x_t: Tensor, t: Level, **bound: int) -> Tensor:
         if role == "teacher":
             levels.append(t)
-        return teacher(role, x_t, t, prompts, guidance_scale)  # type: ignore[arg-type]
+        return teacher(role, x_t, t, **bound)  # type: ignore[arg-type]
 
     backbone.velocity = velocity  # type: ignore[method-assign]
     train(40, DmdConfig(batch_size=64, fake_score_updates=1), backbone)

@@ -3,10 +3,12 @@ import math
 import pytest
 import torch
 
+from benchmarks import vp
 from benchmarks.config import UserError, build
 from benchmarks.samplers import shifted
 from tests.trainers.closed_form import gaussian_velocity
-from trainers import flow, vp
+from trainers import flow
+from trainers.draws import Draws
 from trainers.flow import RenoiseLaw, subinterval
 
 
@@ -100,3 +102,49 @@ def test_renoise_laws_have_their_bounds_and_shift() -> None:
 def test_renoise_bounds_out_of_order_are_refused() -> None:
     with pytest.raises(UserError, match="low < high"):
         build(RenoiseLaw, {"low": 0.9, "high": 0.1}, "x.toml")
+
+
+def test_beta_law_has_the_moments_of_beta() -> None:
+    generator = torch.Generator().manual_seed(4)
+    for a, b, mean in ((4.0, 1.5, 0.7273), (2.5, 1.25, 0.6667), (1.0, 1.0, 0.5)):
+        t = RenoiseLaw(kind="beta", a=a, b=b, low=0.0, high=1.0).sample(100_000, generator)
+        assert t.mean().item() == pytest.approx(mean, abs=0.005)
+        assert t.var().item() == pytest.approx(a * b / ((a + b) ** 2 * (a + b + 1)), abs=0.002)
+    clamped = RenoiseLaw(kind="beta", a=4.0, b=1.5, low=0.3, high=0.9).sample(10_000, generator)
+    assert clamped.min() == pytest.approx(0.3) and clamped.max() == pytest.approx(0.9)
+
+
+def test_beta_of_ones_is_the_uniform_draw() -> None:
+    law = RenoiseLaw(kind="beta", low=0.0, high=1.0)
+    u = torch.rand(9, generator=torch.Generator().manual_seed(5), dtype=torch.float64)
+    assert torch.allclose(law.sample(9, torch.Generator().manual_seed(5)), u.float(), atol=1e-6)
+
+
+def test_level_per_batch_is_one_for_all_samples_and_processes_and_per_sample_is_not() -> None:
+    x = torch.zeros(6, 4, 2, 2)
+    levels = []
+    for rank in (0, 1):
+        draws = Draws(0, rank, 2)
+        t, eps = RenoiseLaw(per="batch").draw(x, draws)
+        assert t.shape == (6, 1, 1, 1) and eps.shape == x.shape and len(t.unique()) == 1
+        levels.append(t[0].item())
+        assert RenoiseLaw(per="batch").draw(x, draws)[0][0].item() != levels[-1]
+    assert levels[0] == levels[1]
+    whole = RenoiseLaw().draw(torch.zeros(12, 1), Draws(0))[0]
+    halves = [RenoiseLaw().draw(torch.zeros(6, 1), Draws(0, rank, 2))[0] for rank in (0, 1)]
+    assert len(whole.unique()) == 12 and torch.equal(torch.cat(halves), whole)
+
+
+def test_laws_that_were_there_before_draw_as_they_did() -> None:
+    """Uniform and logit-normal draws are one call of the generator each: recorded trainings depend on it."""
+    for law, draw in (
+        (RenoiseLaw(), lambda g: 0.02 + (0.98 - 0.02) * torch.rand(7, generator=g)),
+        (RenoiseLaw(kind="logit_normal"), lambda g: torch.randn(7, generator=g).sigmoid().clamp(0.02, 0.98)),
+    ):
+        t, _ = law.draw(torch.zeros(7, 1), Draws("a"))
+        assert torch.equal(t.flatten(), draw(Draws("a").own))
+
+
+def test_impossible_beta_is_refused() -> None:
+    with pytest.raises(UserError, match="above 0"):
+        build(RenoiseLaw, {"kind": "beta", "a": 0.0}, "x.toml")

@@ -1,5 +1,7 @@
 import json
+from dataclasses import replace
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 
 import pytest
@@ -10,10 +12,11 @@ from safetensors.torch import load_file
 from benchmarks.config import UserError, build
 from benchmarks.protocol import read_protocol
 from leaderboards.schema import Training
-from metrics.base import Prompt
+from metrics.base import Prompt, make
 from tests.trainers.closed_form import reward_bank
+from trainers import canary as canary_module
 from trainers import loop as loop_module
-from trainers.config import RunConfig, merge
+from trainers.config import RunConfig, merge, read_run
 from trainers.loop import Loop
 from trainers.prompts import PromptStream
 
@@ -184,6 +187,30 @@ def test_mistakes_are_named_before_any_work(
         ({"stages": {}}, "no stages"),
         ({"stages": {"a": {"iterations": 1}}, "rewards": [{"id": "x"}, {"id": "x"}]}, "listed twice"),
         ({"stages": {"a": {"iterations": 1}}, "sed": 3}, "unknown key 'sed'; did you mean 'seed'"),
+        ({"stages": {"a": {"iterations": 1, "teacher_from": "previous"}}}, "the first stage has none before it"),
+        (
+            {
+                "stages": {"a": {"iterations": 1}, "b": {"iterations": 1, "teacher_from": "previous"}},
+                "export": {"weights": "lora"},
+            },
+            'export.weights = "lora" has no base',
+        ),
+        (
+            {"stages": {"a": {"iterations": 1, "teacher_from": "previous", "student_from": "previous"}}},
+            "leave student_from out",
+        ),
+        (
+            {"stages": {"a": {"iterations": 1}}, "canary": {"prompts": "p", "stop": {"metric": "x"}}},
+            "stop.metric 'x' must be one of metrics",
+        ),
+        (
+            {
+                "stages": {"a": {"iterations": 1}},
+                "rewards": [{"id": "x"}],
+                "canary": {"prompts": "p", "metrics": ["x"], "stop": {"metric": "x"}},
+            },
+            "canary.stop.metric 'x' is trained on",
+        ),
     ],
 )
 def test_run_config_refuses_what_makes_no_sense(table: dict[str, Any], message: str) -> None:
@@ -213,3 +240,114 @@ def test_prompt_stream_continues_from_its_position() -> None:
     two.position = one.position
     assert [one.take(4) for _ in range(9)] == [two.take(4) for _ in range(9)]
     assert stream_of({"a": 50}, seed=1).take(10) != stream_of({"a": 50}).take(10)
+
+
+PLAIN = {"iterations": 2, "trainer": "dmd", "settings": {"batch_size": 2}}
+
+
+def mixed(pipeline: Path, source: Path, **changes: Any) -> RunConfig:
+    """A run whose stages have methods of their own: RTDMD's stage II, then plain DMD."""
+    table = {
+        "stages": {"cold_start": {"iterations": 2}, "reinforce": {"iterations": 2}, "distil": PLAIN},
+        "trainer": {"guidance_scale": 2.0},
+    }
+    return settings(pipeline, source, **merge(table, changes))
+
+
+def test_every_stage_records_its_method_and_what_it_took(
+    pipeline_folder: Path, prompt_file: Path, tmp_path: Path
+) -> None:
+    student = Loop("rtdmd", mixed(pipeline_folder, prompt_file), tmp_path / "run").train()
+    record = Training.model_validate_json((student / "training.json").read_text())
+    assert [(stage.name, stage.method, stage.iterations) for stage in record.stages] == [
+        ("cold_start", "rtdmd", 2), ("reinforce", "rtdmd", 2), ("distil", "dmd", 2)
+    ]  # fmt: skip
+    assert sum(stage.network_passes for stage in record.stages) == record.network_passes
+
+
+def test_shared_settings_count_in_the_stages_whose_method_knows_them(
+    pipeline_folder: Path, prompt_file: Path, tmp_path: Path
+) -> None:
+    methods = Loop("rtdmd", mixed(pipeline_folder, prompt_file), tmp_path / "run")._methods
+    assert [config.guidance_scale for _, config in methods.values()] == [2.0, 2.0, 2.0]
+    assert methods["distil"][1].batch_size == 2  # dmd knows no [trainer.reinforce], and need not
+    wrong = mixed(pipeline_folder, prompt_file, trainer={"batch_sice": 2})
+    with pytest.raises(UserError, match=r"stages.cold_start: trainer: unknown key 'batch_sice'"):
+        Loop("rtdmd", wrong, tmp_path / "wrong")
+
+
+def test_a_student_can_become_the_teacher_of_the_next_stage(
+    pipeline_folder: Path, prompt_file: Path, tmp_path: Path
+) -> None:
+    run = mixed(pipeline_folder, prompt_file, stages={"distil": {"teacher_from": "previous", "iterations": 3}})
+    whole = Loop("rtdmd", run, tmp_path / "whole")
+    base = whole.backbone.teacher_digest()
+    student = whole.train()
+    promoted = load_file(next((tmp_path / "whole/teacher-distil/transformer").glob("*.safetensors")))
+    original = load_file(next((pipeline_folder / "transformer").glob("*.safetensors")))
+    assert whole.backbone.teacher_digest() != base  # distilled from what reinforcement learning had made
+    assert any(not torch.equal(original[name], promoted[name]) for name in original)
+    # the student of two stages, as it would have been exported after them
+    earlier = {name: stage for name, stage in run.stages.items() if name != "distil"}
+    short = replace(run, stages=earlier, export=replace(run.export, dtype="float32"))
+    trained = load_file(
+        next((Loop("rtdmd", short, tmp_path / "short").train() / "transformer").glob("*.safetensors"))
+    )
+    assert all(torch.equal(trained[name], promoted[name]) for name in trained)
+    # resumed from before the change of teachers and from after it, bit for bit
+    for kill in (4, 5):
+        killed_at(Loop("rtdmd", run, tmp_path / "killed"), kill)
+    again = Loop("rtdmd", run, tmp_path / "killed").train()
+    for file in sorted(path.relative_to(student) for path in student.rglob("*") if path.is_file()):
+        assert (student / file).read_bytes() == (again / file).read_bytes(), file
+
+
+def test_a_stage_ends_early_when_a_held_out_metric_falls(
+    pipeline_folder: Path, prompt_file: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """The canary's values are told here: 0.9, 0.7, 0.7, ... of a held-out metric that may not fall by 0.1."""
+    monkeypatch.setattr(
+        loop_module.Canary, "measure", lambda self, trainer: ({"micro_clip": next(self.told)}, {"micro_clip": 0.1})
+    )
+    scored = SimpleNamespace(metrics={"micro_clip": make("micro_clip")})
+    monkeypatch.setattr(canary_module, "Scorer", lambda names, device: scored)
+    stop = {"metric": "micro_clip", "drop": 0.1, "patience": 2}
+    run = settings(
+        pipeline_folder, prompt_file,
+        stages={"cold_start": {"iterations": 50}}, checkpoint_every=1,
+        canary={"prompts": str(prompt_file), "metrics": ["micro_clip"], "every": 2, "stop": stop},
+    )  # fmt: skip
+
+    def loop(folder: str, told: list[float]) -> Loop:
+        made = Loop("rtdmd", run, tmp_path / folder)
+        made._canary.told = iter(told)  # type: ignore[attr-defined]
+        return made
+
+    student = loop("run", [0.9, 0.7, 0.7, 0.5, 0.5]).train()  # at 0, 2, 4: over; stage II at 2 and at its end, 3
+    record = Training.model_validate_json((student / "training.json").read_text())
+    assert [(s.iterations, s.stopped_by) for s in record.stages] == [(4, "micro_clip"), (3, "")]
+    assert [point["iteration"] for point in record.curves] == [0, 2, 4, 6, 7]
+    lines = log_lines(tmp_path / "run")
+    assert any("stopped_by/micro_clip" in line for line in lines)
+    assert sum("canary_std/micro_clip" in line for line in lines) == 5
+    killed_at(loop("killed", [0.9, 0.7, 0.7]), 5)
+    again = loop("killed", [0.7, 0.7, 0.5, 0.5]).train()  # what the resumed run has yet to measure
+    assert (again / "training.json").read_bytes() == (student / "training.json").read_bytes()
+
+
+def test_a_run_may_extend_another_file(tmp_path: Path) -> None:
+    (tmp_path / "base").mkdir()
+    base, over, circle = tmp_path / "base" / "base.toml", tmp_path / "over.toml", tmp_path / "circle.toml"
+    base.write_text('name = "base"\nseed = 3\nbackbone.path = "p"\nstages.one = { iterations = 5 }\n')
+    over.write_text('extends = "base/base.toml"\nname = "over"\nstages.one.trainer = "dmd"\n')
+    run = read_run(over, ["stages.one.iterations=7"])
+    assert (run.name, run.seed, run.stages["one"].iterations, run.stages["one"].trainer) == ("over", 3, 7, "dmd")
+    circle.write_text('extends = "circle.toml"\n')
+    with pytest.raises(UserError, match=r"circle.toml: extends itself"):
+        read_run(circle)
+    circle.write_text("extends = 3\n")
+    with pytest.raises(UserError, match="extends must be the path of a TOML file"):
+        read_run(circle)
+    circle.write_text('extends = "nowhere.toml"\n')
+    with pytest.raises(UserError, match=r"nowhere.toml: no such file"):
+        read_run(circle)

@@ -13,9 +13,10 @@ from trainers import subgrpo
 from trainers.ac_dmd import AcDmdConfig
 from trainers.backbones.base import BackboneConfig, LoraConfig, load
 from trainers.base import SamplerConfig, World
+from trainers.first_step import FirstStepConfig
 from trainers.learner import EmaConfig, OptimiserConfig
 from trainers.reinforce import ReinforceConfig
-from trainers.rewards import RewardBank, RewardConfig
+from trainers.rewards import RewardBank, RewardConfig, reward_logs
 from trainers.rtdmd import ColdStartConfig, Rtdmd, RtdmdConfig
 
 PROMPTS = [Prompt(text=str(n)) for n in range(64)]
@@ -267,3 +268,21 @@ def test_rewards_are_weighted_and_scaled() -> None:
     assert torch.allclose(bank.total(scores), 2 * scores["a"] + scores["b"] / 10)
     assert torch.allclose(bank.total(scores, only=["b"]), scores["b"] / 10)
     assert subgrpo.advantages(scores, bank.weights, 3, "group_std").shape == (3,)
+
+
+@pytest.mark.parametrize("stage", [{}, reinforce(), reinforce(microbatch=8, dm_steps="none")])
+def test_first_step_loss_is_one_more_term_and_draws_nothing_where_it_is_off(stage: dict[str, Any]) -> None:
+    fixed = {"cold_start": ColdStartConfig(batch_size=4, fake_score_updates=1), **stage}
+    off = student_gradient(**fixed)
+    on = student_gradient(dp_first_step=FirstStepConfig(weight=0.3), **fixed)
+    twice = student_gradient(dp_first_step=FirstStepConfig(weight=0.6), **fixed)
+    assert (on - off).abs().max() > 1e-5
+    assert torch.allclose(twice - off, 2 * (on - off), rtol=1e-3, atol=1e-6)
+    assert torch.equal(student_gradient(dp_first_step=FirstStepConfig(k_anchor=3), **fixed), off)
+
+
+def test_reward_spread_is_logged_beside_the_mean() -> None:
+    _, trainer = point_trainer(**reinforce())
+    logs = trainer.step(PROMPTS[:4], 0)
+    assert logs["reward_std/x1"] > 0 and "reward/x1" in logs
+    assert reward_logs({"r": torch.tensor([1.0, 3.0])}, lambda rows: rows) == {"reward/r": 2.0, "reward_std/r": 1.0}

@@ -9,8 +9,8 @@ from tests.trainers.closed_form import reward_bank
 from tests.trainers.test_loop import assert_same, settings
 from trainers import loop as loop_module
 from trainers import study as study_module
-from trainers.base import find
-from trainers.config import RunConfig, trainer_settings
+from trainers.base import available, find
+from trainers.config import read_run, stage_settings
 from trainers.loop import Loop
 from trainers.study import CONFIGS, Arguments, RowConfig, StudyConfig, donate_stage, main, row_settings, stages_digest
 
@@ -22,10 +22,12 @@ def test_every_shipped_config_is_valid(path: Path) -> None:
         runs = [row_settings(study, path, row, 0) for row in study.rows if not row.model]
         method = study.method
     else:
-        runs, method = [read_toml(RunConfig, path)], path.stem.partition("-")[0]
+        named = [name for name in available() if path.stem.startswith(f"{name.replace('_', '-')}-")]
+        runs, method = [read_run(path)], max(named, key=len)
     for run in runs:
-        for name, stage in run.stages.items():
-            trainer_settings(run, name, find(stage.trainer or method).Config, str(path))
+        stage_settings(
+            run, {name: find(stage.trainer or method).Config for name, stage in run.stages.items()}, str(path)
+        )
         if path.stem != "study-rtdmd":
             assert "shapes_geneval" not in [reward.id for reward in run.rewards]  # the judge is no default reward
 

@@ -1,0 +1,113 @@
+"""ReFL: the hinge's gradient, SRPO's combined feature, the regulariser, and a reward that climbs."""
+
+from collections.abc import Sequence
+
+import pytest
+import torch
+from torch import Tensor
+
+from benchmarks.config import UserError
+from metrics.base import Prompt
+from tests.trainers.closed_form import ClosedFormMetric, FirstCoordinate, PointBackbone, reward_bank
+from trainers.base import SamplerConfig, World
+from trainers.learner import EmaConfig, OptimiserConfig
+from trainers.refl import Refl, ReflConfig, ReflTerm, SrpoConfig, hinge_loss
+from trainers.rewards import RewardBank, RewardConfig
+
+PROMPTS = [Prompt(text=str(n)) for n in range(16)]
+RATE = OptimiserConfig(lr=1e-2, max_grad_norm=0.0)
+
+
+def bank(metric: ClosedFormMetric | None = None, **settings: float) -> RewardBank:
+    loaded = {"x1": metric or FirstCoordinate("x1", 0, True)}
+    return RewardBank([RewardConfig(id="x1", **settings)], loaded)  # type: ignore[arg-type]
+
+
+def trainer(rewards: RewardBank | None = None, **settings: object) -> tuple[PointBackbone, Refl]:
+    torch.manual_seed(0)
+    backbone = PointBackbone((0.0, 0.0), 0.5)
+    config = ReflConfig(**{"batch_size": 16, "student": RATE, "ema": EmaConfig(decay=0.0), **settings})
+    return backbone, Refl(config, backbone, rewards or bank(), World())
+
+
+def test_the_hinge_pushes_what_lies_below_the_margin_and_nothing_else() -> None:
+    r = torch.tensor([0.2, 0.6, 0.8, 0.9], dtype=torch.float64, requires_grad=True)
+    loss = hinge_loss({"x1": r}, bank(weight=3.0), margin=0.7)
+    loss.backward()
+    assert loss.item() == pytest.approx(3 * (0.5 + 0.1) / 4)
+    assert r.grad is not None and r.grad.tolist() == pytest.approx([-0.75, -0.75, 0, 0])
+
+
+def test_a_rewards_scale_divides_it_before_the_margin() -> None:
+    r = torch.tensor([20.0, 30.0], requires_grad=True)
+    hinge_loss({"x1": r}, bank(scale=26.0), margin=1.0).backward()
+    assert r.grad is not None and r.grad.tolist() == pytest.approx([-1 / 26 / 2, 0.0])
+
+
+def test_a_reward_above_its_margin_leaves_the_student_alone() -> None:
+    backbone, one = trainer(refl=ReflTerm(margin=-100.0))
+    before = [p.detach().clone() for p in backbone.parameters("student")]
+    logs = one.step(PROMPTS, 0)
+    assert logs["rl_loss"] == 0 and logs["student_norm"] == 0
+    assert all(torch.equal(a, b) for a, b in zip(before, backbone.parameters("student"), strict=True))
+
+
+def test_the_reward_climbs() -> None:
+    _, one = trainer(refl=ReflTerm(margin=100.0), sampler=SamplerConfig(num_inference_steps=2))
+    rewards = [one.step(PROMPTS, iteration)["reward/x1"] for iteration in range(40)]
+    assert sum(rewards[-5:]) / 5 > sum(rewards[:5]) / 5 + 0.5
+
+
+class Reader(ClosedFormMetric):
+    """r = x_1 · (length of the text that the metric is shown)."""
+
+    def __init__(self) -> None:
+        super().__init__("x1", 0, True)
+        self.read: list[str] = []
+
+    def reward(self, images: Tensor, prompts: Sequence[Prompt]) -> Tensor:
+        self.read += [prompt.text for prompt in prompts]
+        return images[:, 0] * torch.tensor([float(len(prompt.text)) for prompt in prompts])
+
+
+def test_srpo_is_one_plus_k_praised_less_the_dispraised_reward() -> None:
+    srpo = SrpoConfig(k=0.1, positive=("++ ", "+ "), negative=("- ",))
+    metric = Reader()
+    _, one = trainer(bank(metric), refl=ReflTerm(text="srpo", srpo=srpo))
+    logs = one.step(PROMPTS, 0)
+    praised, dispraised = metric.read[:16], metric.read[16:]
+    assert {text.split()[0] for text in praised} == {"++", "+"}
+    assert dispraised == [f"- {prompt.text}" for prompt in PROMPTS]
+    factors = [1.1 * len(a) - len(b) for a, b in zip(praised, dispraised, strict=True)]
+    _, same = trainer(bank(), refl=ReflTerm())
+    seen: list[Tensor] = []
+    score = same.rewards.score
+    same.rewards.score = lambda images, *a, **k: seen.append(images[:, 0]) or score(images, *a, **k)  # type: ignore[method-assign,func-returns-value]
+    same.step(PROMPTS, 0)
+    assert logs["reward/x1"] == pytest.approx((seen[0] * torch.tensor(factors)).mean().item(), rel=1e-5)
+
+
+def test_a_prefix_is_read_before_every_prompt() -> None:
+    metric = Reader()
+    rewards = RewardBank([RewardConfig(id="x1", prompt_prefix="Realistic photo ")], {"x1": metric})  # type: ignore[dict-item]
+    rewards.score(torch.zeros(2, 2), PROMPTS[:2])
+    assert metric.read == ["Realistic photo 0", "Realistic photo 1"] and PROMPTS[0].text == "0"
+
+
+def test_the_regulariser_holds_the_student_to_what_it_was() -> None:
+    def reward(**settings: object) -> float:
+        backbone, one = trainer(refl=ReflTerm(margin=100.0, **settings))  # type: ignore[arg-type]
+        for iteration in range(25):
+            logs = one.step(PROMPTS, iteration)
+        assert ("regulariser_loss" in logs) == bool(settings)
+        assert all(p.grad is None and not p.requires_grad for p in backbone.parameters("reference"))
+        return logs["reward/x1"]
+
+    assert reward(regulariser="self_pretrain", regulariser_weight=20.0) < 0.5 * reward()
+
+
+def test_rewards_without_gradient_are_refused_by_name() -> None:
+    with pytest.raises(UserError, match=r"trainer.refl needs a differentiable reward"):
+        trainer(reward_bank(redness=False, judge=True))
+    with pytest.raises(UserError, match=r"srpo.rewards: 'hps' is not among"):
+        trainer(refl=ReflTerm(srpo=SrpoConfig(rewards=("hps",))))

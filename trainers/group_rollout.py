@@ -1,0 +1,65 @@
+"""Groups of images of one prompt, rolled out and scored: what relative rewards (GRPO, DPO) are computed from.
+
+Axes: P prompts, N members of a group, B = P N images in prompt order, K steps.
+"""
+
+from collections.abc import Collection, Sequence
+from dataclasses import dataclass
+
+import torch
+from torch import Tensor
+
+from benchmarks.protocol import Protocol
+from metrics.base import Prompt
+from trainers import subgrpo
+from trainers.base import Roles, World
+from trainers.groups import repeat_members
+from trainers.rewards import RewardBank
+from trainers.rollout import Step, rollout
+
+
+@dataclass(frozen=True)
+class GroupRollout:
+    """B images: their prompts, their steps and their raw rewards [B] by id."""
+
+    members: list[Prompt]
+    steps: list[Step]
+    scores: dict[str, Tensor]
+
+    @property
+    def x0(self) -> Tensor:
+        """The latents of the images."""
+        return self.steps[-1].x_next.detach()
+
+
+def roll_out_groups(
+    roles: Roles,
+    rewards: RewardBank,
+    prompts: Sequence[Prompt],
+    group_size: int,
+    protocol: Protocol,
+    grad: Collection[int] = (),
+) -> GroupRollout:
+    """Sample N images of each prompt by the student, all noise independent; steps in `grad` keep their graph."""
+    members = repeat_members(prompts, group_size)
+    student = roles.velocity("student", members)
+    steps = rollout(student, roles.noise(len(members)), protocol, lambda _: roles.noise(len(members)), grad=grad)
+    with torch.no_grad():
+        images = roles.backbone.decode(steps[-1].x_next)
+        return GroupRollout(members, steps, rewards.score(images, members))
+
+
+def gathered_advantages(
+    scores: dict[str, Tensor],
+    rewards: RewardBank,
+    group_size: int,
+    kind: subgrpo.Advantage,
+    limit: float,
+    world: World,
+) -> tuple[Tensor, float]:
+    """Return (A [B] of own images within +-limit, the share of all processes' images where it is not 0)."""
+    gathered = {name: world.gather(score.detach()) for name, score in scores.items()}
+    advantage = subgrpo.advantages(gathered, rewards.weights, group_size, kind).clamp(-limit, limit)
+    count = len(next(iter(scores.values())))
+    own = advantage[world.rank * count : (world.rank + 1) * count]
+    return own, int((advantage != 0).sum()) / len(advantage)

@@ -1,0 +1,171 @@
+"""ReFL: a differentiable reward, propagated back through one call of the student, the decoder and the reward model.
+
+    L = w sum_j c_j mean_B relu(m - r_j(x0) / scale_j) + w_reg L_reg
+
+Above the margin m a reward has done its work; a margin that is never met makes the hinge linear. The regulariser
+`self_pretrain` is the flow-matching loss on samples of the student as it was when the stage began: where only prompts
+are given it stands for ReFL's pre-training loss on pictures.
+
+SRPO: the text feature f of a reward becomes (1 + k) f_pos - f_neg, the features of the prompt behind a praising and a
+dispraising prefix. Rewards that are inner products with f are linear in it: r = (1 + k) r_pos - r_neg.
+
+Source: ReFL, Xu et al. 2023, arXiv:2304.05977, algorithm 1; the form on few-step students and its values: DMDR's
+authors' code; SRPO: Shen et al. 2025, arXiv:2509.06942, as in DMDR's code (the combined feature keeps its length).
+Axes: B samples, then any latent axes.
+"""
+
+from collections.abc import Mapping, Sequence
+from typing import Literal
+
+import torch
+from torch import Tensor
+
+from benchmarks.config import config
+from benchmarks.protocol import Protocol
+from metrics.base import Prompt, UserError
+from trainers.backbones.base import Backbone
+from trainers.base import Logs, Roles, RolesTrainer, SamplerConfig, World, register
+from trainers.dmd import X0_SOURCES, descend, fake_score_loss
+from trainers.draws import Draws
+from trainers.flow import RenoiseLaw, Velocity
+from trainers.learner import EmaConfig, OptimiserConfig
+from trainers.rewards import RewardBank, reward_logs
+from trainers.rollout import rollout
+
+
+@config
+class SrpoConfig:
+    """Prefixes and weight of SRPO; one pair of prefixes is drawn for each image."""
+
+    k: float = 0.1
+    positive: tuple[str, ...] = ("Natural-lighting. ", "Detailed. ", "Realistic. ")
+    negative: tuple[str, ...] = ("Painting. ", "CG Render. ", "Oil. ")
+    rewards: tuple[str, ...] = ()  # ids it applies to, cosines or logits; () = every differentiable one
+
+    def __post_init__(self) -> None:
+        if not self.positive or not self.negative:
+            raise ValueError("positive and negative must name at least one prefix each")
+
+
+@config
+class ReflTerm:
+    """The loss; see the module's docstring."""
+
+    weight: float = 1.0  # w, of all rewards together
+    margin: float = 0.7  # m
+    text: Literal["prompt", "srpo"] = "prompt"
+    srpo: SrpoConfig = SrpoConfig()
+    regulariser: Literal["none", "self_pretrain"] = "none"
+    regulariser_weight: float = 1.0  # w_reg
+    regulariser_renoise: RenoiseLaw = RenoiseLaw(kind="logit_normal", low=0.001, high=1.0)
+
+    def __post_init__(self) -> None:
+        if self.weight <= 0 or self.regulariser_weight <= 0:
+            raise ValueError("weight and regulariser_weight must be above 0")
+
+
+def hinge_loss(scores: Mapping[str, Tensor], rewards: RewardBank, margin: float) -> Tensor:
+    """Return sum_j c_j mean relu(m - r_j / scale_j) of raw rewards [B]; its gradient at r_j is -c_j / (scale_j B)."""
+    settings = {one.id: one for one in rewards.settings}
+    parts = [
+        settings[name].weight * torch.relu(margin - score / settings[name].scale).mean()
+        for name, score in scores.items()
+    ]
+    return torch.stack(parts).sum()
+
+
+def srpo_scores(
+    rewards: RewardBank, images: Tensor, prompts: Sequence[Prompt], only: Sequence[str], c: SrpoConfig, roles: Roles
+) -> dict[str, Tensor]:
+    """Return (1 + k) r_pos - r_neg [B] of the rewards in `only`, by id, with the gradient of the images."""
+    pick = roles.draws.rows(len(prompts), lambda n, own: torch.rand(n, 2, generator=own))
+    positive = [c.positive[int(u * len(c.positive))] for u in pick[:, 0]]
+    negative = [c.negative[int(u * len(c.negative))] for u in pick[:, 1]]
+    praised = rewards.score(images, prompts, only, positive)
+    dispraised = rewards.score(images, prompts, only, negative)
+    return {name: (1 + c.k) * praised[name] - dispraised[name] for name in only}
+
+
+def refl_losses(
+    x0: Tensor,
+    student: Velocity,
+    prompts: Sequence[Prompt],
+    protocol: Protocol,
+    roles: Roles,
+    rewards: RewardBank,
+    c: ReflTerm,
+) -> tuple[dict[str, Tensor], Logs]:
+    """Return (the weighted terms of the loss on x0 [B, ...], what the log shall hold of the rewards)."""
+    images, names = roles.backbone.decode(x0), rewards.differentiable
+    changed = [name for name in names if c.text == "srpo" and name in (c.srpo.rewards or names)]
+    scores = rewards.score(images, prompts, only=[name for name in names if name not in changed])
+    if changed:
+        scores |= srpo_scores(rewards, images, prompts, changed, c.srpo, roles)
+    losses = {"rl_loss": c.weight * hinge_loss(scores, rewards, c.margin)}
+    if c.regulariser == "self_pretrain":
+        reference, z = roles.velocity("reference", prompts), roles.noise(len(prompts))
+        loss = self_pretrain_loss(student, reference, z, protocol, roles.draws, c.regulariser_renoise)
+        losses["regulariser_loss"] = c.regulariser_weight * loss
+    return losses, reward_logs(scores, roles.gather)
+
+
+def self_pretrain_loss(
+    student: Velocity, reference: Velocity, z: Tensor, protocol: Protocol, draws: Draws, law: RenoiseLaw
+) -> Tensor:
+    """Return the student's flow-matching loss on what the reference makes of noise z [B, ...]."""
+    with torch.no_grad():
+        x0 = rollout(reference, z, protocol, lambda _: draws.normal_like(z))[-1].x_next
+    return fake_score_loss(x0, student, *law.draw(x0, draws))
+
+
+def check_refl(c: ReflTerm, rewards: RewardBank) -> None:
+    """Raise UserError where the term's settings and the rewards contradict each other."""
+    if not rewards.differentiable:
+        raise UserError("trainer.refl needs a differentiable reward: add a [[rewards]] table, or train by grpo")
+    for name in c.srpo.rewards:
+        if name not in rewards.differentiable:
+            raise UserError(f"trainer.refl.srpo.rewards: {name!r} is not among the differentiable rewards")
+
+
+@config
+class ReflConfig:
+    """Settings of training by the reward alone."""
+
+    sampler: SamplerConfig = SamplerConfig()
+    batch_size: int = 32  # prompts per iteration and process
+    x0_source: Literal["last_step", "renoised_rollout"] = "last_step"
+    refl: ReflTerm = ReflTerm()
+    student: OptimiserConfig = OptimiserConfig(lr=3e-4, betas=(0.5, 0.99))
+    ema: EmaConfig = EmaConfig()
+
+    def __post_init__(self) -> None:
+        if self.batch_size < 1:
+            raise ValueError("batch_size must be at least 1")
+
+
+@register("refl")
+class Refl(RolesTrainer):
+    """The trainer: nothing but the reward, and the regulariser where one is set."""
+
+    Config = ReflConfig
+
+    def __init__(self, config: ReflConfig, backbone: Backbone, rewards: RewardBank, world: World) -> None:
+        check_refl(config.refl, rewards)
+        self.config, self.rewards = config, rewards
+        regularised = config.refl.regulariser != "none"
+        self.roles = Roles(backbone, config.student, None, config.ema, world, reference=regularised)
+        self.prompts_per_step = config.batch_size
+        self._protocol = config.sampler.protocol(backbone.protocol())
+
+    def step(self, prompts: Sequence[Prompt], iteration: int) -> Logs:
+        """Generate, score, and take one step along the gradient of the reward."""
+        c, networks = self.config, self.roles.networks(prompts, guidance_scale=1.0)
+        # 1. One call with a graph, on the student's own path
+        z = self.roles.noise(len(prompts))
+        x0 = X0_SOURCES[c.x0_source](networks.student, z, self._protocol, self.roles.draws, True)
+        # 2. Hinge on the rewards of the decoded images
+        losses, logs = refl_losses(x0, networks.student, prompts, self._protocol, self.roles, self.rewards, c.refl)
+        # 3. Descend
+        logs |= descend("student", self.roles.student, losses)
+        self.roles.student.average(iteration)
+        return logs

@@ -1,0 +1,40 @@
+"""Noise levels of a sampler's steps that are laid by a rule of their own: as explicit sigmas they go into a protocol.
+
+    explicit_shift   t_k = shift(1 - k / n), shifted once                                    (benchmarks.samplers)
+    diffusers_n      t_k = shift(u_k), u evenly from shift(1) = 1 down to shift(1 / 1000), both ends included
+
+    shift(t) = k t / (1 + (k - 1) t)
+
+The second is what `FlowMatchEulerDiscreteScheduler.set_timesteps(n)` lays in diffusers: between ends that are shifted
+already, then shifted again. Its last level lies next to 0 (k = 3, n = 4: .8577, .6022, .0089), so that the last of
+few steps has nearly nothing to do. DP-DMD's authors train and evaluate on it.
+"""
+
+from collections.abc import Sequence
+from dataclasses import replace
+from typing import Literal
+
+from benchmarks.samplers import shifted
+from metrics.base import UserError
+from trainers.base import SamplerConfig
+
+Schedule = Literal["explicit_shift", "diffusers_n"]
+TRAIN_LEVELS = 1000  # of the models' own noise schedule; its lowest level is 1 / TRAIN_LEVELS
+
+
+def step_levels(schedule: Schedule, steps: int, shift: float) -> tuple[float, ...]:
+    """Return the `steps` levels 1 = t_0 > t_1 > ... > 0 that steps start from; the final 0 is left out."""
+    if schedule == "explicit_shift":
+        return tuple(shifted(1 - k / steps, shift) for k in range(steps))
+    low = shifted(1 / TRAIN_LEVELS, shift)
+    return tuple(shifted(1 - (1 - low) * k / max(1, steps - 1), shift) for k in range(steps))
+
+
+def laid_out(sampler: SamplerConfig, schedule: Schedule) -> SamplerConfig:
+    """Return the student's sampler on the schedule's levels. Raises UserError where it has levels of its own."""
+    if schedule == "explicit_shift":
+        return sampler
+    if sampler.sigmas:
+        raise UserError("trainer.sampler.sigmas contradicts trainer.student_schedule = diffusers_n: set one of them")
+    sigmas: Sequence[float] = step_levels(schedule, sampler.num_inference_steps, sampler.shift)
+    return replace(sampler, sigmas=tuple(sigmas), shift=1.0)
