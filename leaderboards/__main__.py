@@ -1,4 +1,4 @@
-"""Command line: python -m leaderboards build | validate | schema | compare | table | publish.
+"""Command line: python -m leaderboards build | validate | compare | table | vote | publish | limits | …
 
 Exit codes: 0 fine, 2 a user's mistake (one line on stderr), 1 ours.
 """
@@ -9,29 +9,36 @@ from pathlib import Path
 from typing import Annotated, Literal
 
 import tyro
-from rich.console import Console
-from rich.table import Table
-from rich.text import Text
-from tyro.extras import SubcommandApp
 
 from leaderboards.build import RESULTS, SITE, build
-from leaderboards.columns import Column, number, trained_on
+from leaderboards.cli import Commands
+from leaderboards.comparison import compare_models
 from leaderboards.formats import FORMATS
+from leaderboards.hf_card import card_text, write_card
+from leaderboards.methods import limits_markdown, read_methods
+from leaderboards.page.compare import compare_page
+from leaderboards.page.vote import KEY, write_ballot
 from leaderboards.papers import is_paper_table, paper_json_schema, read_paper_table, read_paper_tables
 from leaderboards.publish import check_site, publish_site
 from leaderboards.recipe import find_recipe, paper_recipes
 from leaderboards.recipe_table import grid
 from leaderboards.schema import ResultError, json_schema
-from leaderboards.statistics import compare, holm
-from leaderboards.store import Entry, file_stem, read_board, read_entry
+from leaderboards.store import find_entry, read_board, read_entry, write_atomically
+from leaderboards.studies import study_json_schema
+from leaderboards.terminal import show_comparison, show_outcomes
+from leaderboards.vote import QUESTIONS, make_ballot, read_outcomes
 
 HERE = Path(__file__).parent
 SCHEMA = HERE / "schema.json"
-SCHEMAS = {SCHEMA: json_schema, HERE / "reported.schema.json": paper_json_schema}
-app = SubcommandApp()
+SCHEMAS = {
+    SCHEMA: json_schema,
+    HERE / "reported.schema.json": paper_json_schema,
+    HERE / "studies.schema.json": study_json_schema,
+}
+app = Commands()
 
 
-@app.command(name="build")
+@app.add("build")
 def build_command(results: Path = RESULTS, out: Path = SITE) -> None:
     """Build the page and the Markdown tables.
 
@@ -46,7 +53,7 @@ def build_command(results: Path = RESULTS, out: Path = SITE) -> None:
     print(f"{count or 'no results yet'} → {', '.join(str(path) for path in written)}")
 
 
-@app.command
+@app.add("validate")
 def validate(paths: Annotated[tuple[Path, ...], tyro.conf.Positional] = (), results: Path = RESULTS) -> int:
     """Recompute every value and interval of results from their evidence, and check the papers' tables.
 
@@ -71,7 +78,7 @@ def validate(paths: Annotated[tuple[Path, ...], tyro.conf.Positional] = (), resu
     return 2 if faults else 0
 
 
-@app.command
+@app.add("schema")
 def schema(check: bool = False) -> None:
     """Write the JSON Schemas of a result and of a paper's table.
 
@@ -86,7 +93,7 @@ def schema(check: bool = False) -> None:
         print(f"{path} is up to date")
 
 
-@app.command(name="table")
+@app.add("table")
 def table_command(
     recipe: Annotated[str, tyro.conf.Positional] = "",
     format: Literal["md", "latex", "csv", "json", "html"] = "md",
@@ -113,63 +120,101 @@ def table_command(
     print(FORMATS[format](grid(chosen, read_paper_tables(), board.suites.get(chosen.suite, []))), end="")
 
 
-@app.command(name="compare")
+@app.add("compare")
 def compare_command(
-    a: Annotated[str, tyro.conf.Positional], b: Annotated[str, tyro.conf.Positional], results: Path = RESULTS
+    models: Annotated[tuple[str, ...], tyro.conf.Positional], results: Path = RESULTS, page: Path | None = None
 ) -> None:
-    """Compare two results image by image: paired differences, intervals, p after Holm over the metrics shown.
+    """Compare the first result with every other, image by image: differences, intervals, p, the prompts that changed.
 
     Args:
-        a: a result file, <suite>/<model>, or a model's name where only one suite has it
+        models: two or more of: a result file, <suite>/<model>, or a model's name where only one suite has it
+        results: the board that names refer to
+        page: also write an HTML file, with the pictures of the prompts that changed most
+    """
+    compared = compare_models([find_entry(name, results) for name in models])
+    show_comparison(compared)
+    if page is not None:
+        page.parent.mkdir(parents=True, exist_ok=True)
+        write_atomically(page, compare_page(compared).encode())
+        print(page)
+
+
+@app.add("vote")
+def vote_command(
+    a: Annotated[str, tyro.conf.Positional],
+    b: Annotated[str, tyro.conf.Positional],
+    out: Path | None = None,
+    votes: tuple[Path, ...] = (),
+    questions: tuple[str, ...] = QUESTIONS,
+    results: Path = RESULTS,
+) -> None:
+    """Write a blind page of same-seed pairs of two models; or read what it saved into win rates.
+
+    Args:
+        a: a result, named as in `compare`
         b: the other one
+        out: folder of the page (vote.html) and of the key that unblinds it (key.json); default vote-<a>-<b>
+        votes: CSV files that voters saved: read them instead of writing a page
+        questions: what is asked of every pair
         results: the board that names refer to
     """
-    first, second = _find(a, results), _find(b, results)
-    columns = _shared_columns(first, second)
-    if not columns:
-        raise ResultError(f"nothing to compare: {a} and {b} have no metric in common on the same prompts")
-    found = []
-    for column in columns:
-        ours, theirs = (entry.scores(column.task, column.metric) for entry in (first, second))
-        found.append(compare(ours, theirs, column.mean_over))
-    adjusted = holm([one.p for one in found])
-    table = Table(title=Text(f"{first.result.model.name} − {second.result.model.name}"))
-    for heading in ("metric", "difference", "95 % interval", "p (Holm)", "prompts", "pairs"):
-        table.add_column(heading, justify="left" if heading == "metric" else "right", no_wrap=heading != "metric")
-    for column, one, p in zip(columns, found, adjusted, strict=True):
-        rewarded = any(trained_on(entry.result, column.metric) for entry in (first, second))
-        interval = "–" if one.low is None else f"{number(one.low)} to {number(one.high)}"
-        table.add_row(
-            Text(f"{column.title} {column.arrow}{' † trained on' if rewarded else ''}"),
-            f"{one.difference:+.3f}",
-            interval,
-            f"{p:.4f}",
-            str(one.n_prompts),
-            str(one.n_pairs),
-        )
-    Console().print(table)
+    first, second = find_entry(a, results), find_entry(b, results)
+    folder = out or Path(f"vote-{first.path.stem}-{second.path.stem}")
+    if votes:
+        show_outcomes(read_outcomes(folder / KEY, votes, first, second))
+        return
+    key, pairs = make_ballot(first, second, questions)
+    page, secret = write_ballot(key, pairs, folder)
+    print(f"{page}: {len(pairs)} pairs, for the voters; {secret}: who stands where, not for them")
 
 
-@app.command
-def publish(to: Path, results: Path = RESULTS, check: bool = False) -> None:
-    """Write page, data, results and checksums into a folder for any web server, such as GitHub Pages.
+@app.add("publish")
+def publish_command(to: Path | None = None, results: Path = RESULTS, check: bool = False, hf_card: str = "") -> None:
+    """Publish the board as a folder for any web server, such as GitHub Pages, or one result on a model's card.
 
     Args:
-        to: an empty folder, or an older publication
+        to: an empty folder or an older publication; with --hf-card the model's folder, whose README.md is written
         results: the board to publish; every result is validated first
         check: only verify the checksums of a publication
+        hf_card: a result, named as in `compare`: its values as `model-index` metadata; without --to on the terminal
     """
-    if check:
+    if hf_card:
+        result = read_entry(find_entry(hf_card, results).path).result
+        print(card_text(result) if to is None else write_card(result, to))
+    elif to is None:
+        raise ResultError("publish: --to is missing: name a folder")
+    elif check:
         print(f"{to}: ok, {check_site(to)} files")
     else:
         board = publish_site(results, to)
         print(f"{len(board.entries)} results published in {to}; {check_site(to)} files with checksums")
 
 
+@app.add("limits")
+def limits_command() -> None:
+    """List every method the papers name: implemented, reported only, or not implemented, and why."""
+    print(limits_markdown(read_methods()), end="")
+
+
+@app.add("screenshots")
+def screenshots_command(to: Path, site: Path = SITE, theme: Literal["light", "dark"] = "light") -> None:
+    """Photograph every view of a page in a headless Chromium, in three widths (needs the package playwright).
+
+    Args:
+        to: folder of the pictures, <view>-<width>.png
+        site: folder of the page, as `build` makes it
+        theme: the colours of the page
+    """
+    from leaderboards.screenshots import photograph
+
+    for path in photograph(site, to, theme):
+        print(path)
+
+
 def main(arguments: Sequence[str] | None = None) -> int:
     """Run one command and return its exit code."""
     try:
-        return app.cli(args=arguments, prog="python -m leaderboards", description=__doc__) or 0
+        return app.run(arguments, prog="python -m leaderboards", description=__doc__)
     except ResultError as error:
         print(error, file=sys.stderr)
         return 2
@@ -193,39 +238,6 @@ def _checked(path: Path) -> str:
         return f"{len(table.rows)} rows reported by {table.paper.id}"
     evidence = read_entry(path).result.evidence
     return f"{evidence.rows if evidence else 0} rows of evidence"
-
-
-def _find(name: str, board: Path) -> Entry:
-    """Return the result that a path, "suite/model" or a model's name means."""
-    path = Path(name)
-    if path.suffix == ".json" and path.is_file():
-        return read_entry(path, intervals=False)
-    if not board.is_dir():
-        raise ResultError(f"{board}: no such folder of results")
-    suite, slash, model = name.rpartition("/")
-    found = sorted(board.glob(f"{file_stem(suite) if slash else '*'}/{file_stem(model)}.json"))
-    if not found:
-        known = sorted(f"{path.parent.name}/{path.stem}" for path in board.glob("*/*.json"))
-        raise ResultError(f"{name}: no such result; known: {', '.join(known) or 'none'}")
-    if len(found) > 1:
-        choices = ", ".join(f"{path.parent.name}/{path.stem}" for path in found)
-        raise ResultError(f"{name}: in several suites; say which: {choices}")
-    return read_entry(found[0], intervals=False)
-
-
-def _shared_columns(a: Entry, b: Entry) -> list[Column]:
-    """Return the columns in which both have evidence, in the order of the first."""
-
-    def columns(entry: Entry) -> list[Column]:
-        return [
-            Column.of(task, name, metric)
-            for task in entry.result.tasks
-            for name, metric in task.metrics.items()
-            if metric.status == "ok" and metric.aggregate != "set"
-        ]
-
-    others = set(columns(b))
-    return [column for column in columns(a) if column in others]
 
 
 if __name__ == "__main__":

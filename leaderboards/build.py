@@ -2,9 +2,11 @@
 
 from pathlib import Path
 
+from leaderboards.methods import read_methods
 from leaderboards.papers import read_paper_tables
 from leaderboards.recipe import paper_recipes
 from leaderboards.store import Board, file_stem, read_board, write_atomically
+from leaderboards.studies import read_studies
 from leaderboards.table import suite_table, to_markdown
 
 ROOT = Path(__file__).parent
@@ -25,7 +27,9 @@ def build(results: Path = RESULTS, out: Path = SITE) -> tuple[Board, list[Path]]
     tables = [suite_table(suite, entries) for suite, entries in board.suites.items()]
     papers = read_paper_tables()
     written = set()
-    for name, content in page.files(tables, papers, paper_recipes(tables=papers), board.suites):
+    for name, content in page.files(
+        tables, papers, paper_recipes(tables=papers), board.suites, read_studies(), read_methods()
+    ):
         path = out / "data" / name
         path.parent.mkdir(parents=True, exist_ok=True)
         write_atomically(path, content)

@@ -14,7 +14,7 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 
 from leaderboards.schema import CategoryValue, MetricResult, Result, ResultError, Task
-from leaderboards.statistics import Breakdown, Estimate, Scores, breakdown
+from leaderboards.statistics import Aggregate, Breakdown, Estimate, Layout, Scores, breakdown
 
 TEXT_COLUMNS = ("task", "metric", "prompt_id", "category", "split")
 COLUMNS = pa.schema([*((name, pa.string()) for name in TEXT_COLUMNS), ("seed", pa.int64()), ("value", pa.float32())])
@@ -132,16 +132,11 @@ def check(result: Result, table: pa.Table, *, intervals: bool = True) -> None:
     for row in pairs.to_pylist():
         if (row["task"], row["metric"]) not in stated:
             raise ResultError(f"evidence has rows of {row['task']}/{row['metric']}, which the result does not state")
-    rows = split(table)
+    rows, layouts = split(table), Layouts()
     for task, name, metric in stated_metrics(result):
         try:
-            _check_metric(
-                metric,
-                task,
-                rows.get((task.name, name), NO_ROWS),
-                result.status == "ranked",
-                intervals,
-            )
+            scores = rows.get((task.name, name), NO_ROWS)
+            _check_metric(metric, task, scores, layouts, result.status == "ranked", intervals)
         except ResultError as error:
             raise ResultError(f"{task.name}/{name}: {error}") from error
 
@@ -159,10 +154,27 @@ def as_category_value(estimate: Estimate) -> CategoryValue:
     return CategoryValue(**vars(estimate))
 
 
-def _check_metric(metric: MetricResult, task: Task, rows: Scores, ranked: bool, intervals: bool) -> None:
+class Layouts:
+    """The layouts of one evidence table: metrics of the same images share one."""
+
+    def __init__(self) -> None:
+        self._found: dict[tuple[int, int, int, str], Layout] = {}
+
+    def of(self, rows: Scores, aggregate: Aggregate) -> Layout:
+        """Return the layout of rows that `split` made: it gives equal lists as the same list."""
+        key = (id(rows.prompt_ids), id(rows.categories), id(rows.splits), aggregate)
+        if key not in self._found:
+            self._found[key] = Layout.of(rows, aggregate)
+        return self._found[key]
+
+
+def _check_metric(
+    metric: MetricResult, task: Task, rows: Scores, layouts: Layouts, ranked: bool, intervals: bool
+) -> None:
     if metric.aggregate == "set":
         return
-    found = breakdown(rows, metric.aggregate, replicates=9_999 if intervals else 0)
+    replicates = 9_999 if intervals else 0
+    found = breakdown(rows, metric.aggregate, replicates=replicates, layout=layouts.of(rows, metric.aggregate))
     for where, told, computed in _numbers(metric, found, intervals):
         if told != computed:
             raise ResultError(f"{where} is stated as {told} but the evidence gives {computed}")

@@ -13,13 +13,15 @@ Axes: P prompts, R replicates, M models.
 """
 
 import math
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
+from functools import lru_cache
 from statistics import NormalDist
 
 import numpy as np
 
 LEVEL = 0.95
 _CHUNK = 2**21  # draws held in memory at once
+_KEPT = 6 * 2**20  # draws of one kind that are remembered: 48 MiB, twelve kinds at most
 _NORMAL = NormalDist()
 
 
@@ -66,21 +68,22 @@ def bootstrap_sums(whole_PM: np.ndarray, strata_P: np.ndarray, seed: int, replic
     All columns see the same draws, so that differences of columns are the bootstrap of their differences."""
     found = []
     for stratum, size in enumerate(np.bincount(strata_P).tolist()):
-        bits = np.random.PCG64([seed, stratum])
-        whole_nM, drawn = whole_PM[strata_P == stratum], size - 1
-        sums_RM = np.empty((replicates, whole_PM.shape[1]))
-        for rows in _chunks(replicates, size):
-            # 32 random bits b give the index floor(b n / 2^32): uneven by less than n / 2^32.
-            b = bits.random_raw((rows.stop - rows.start) * drawn) >> np.uint64(32)
-            index = ((b * np.uint64(size)) >> np.uint64(32)).astype(np.intp).reshape(-1, drawn)
-            if whole_PM.shape[1] == 1:
-                sums_RM[rows, 0] = whole_nM[:, 0][index].sum(axis=1)
-            else:  # how often each prompt was drawn, then one product for all columns
-                index += np.arange(len(index))[:, None] * size
-                times = np.bincount(index.ravel(), minlength=len(index) * size)
-                sums_RM[rows] = times.reshape(-1, size).astype(np.float64) @ whole_nM
-        found.append(sums_RM)
+        whole_nM = whole_PM[strata_P == stratum]
+        blocks = _kept(_drawings, size, seed, stratum, replicates)
+        found.append(np.concatenate([times_rn @ whole_nM for times_rn in blocks]))
     return found
+
+
+def _drawings(size: int, seed: int, stratum: int, replicates: int) -> Iterator[np.ndarray]:
+    """Yield blocks [r, n] of how often each prompt of a stratum is drawn, float64, R rows in all."""
+    bits = np.random.PCG64([seed, stratum])
+    for rows in _chunks(replicates, size):
+        # 32 random bits b give the index floor(b n / 2^32): uneven by less than n / 2^32.
+        b = bits.random_raw((rows.stop - rows.start) * (size - 1)) >> np.uint64(32)
+        index = ((b * np.uint64(size)) >> np.uint64(32)).astype(np.intp).reshape(-1, size - 1)
+        index += np.arange(len(index))[:, None] * size
+        times = np.bincount(index.ravel(), minlength=len(index) * size)
+        yield times.reshape(-1, size).astype(np.float64)
 
 
 def _mean_of_strata(sums: Sequence[np.ndarray], sizes: np.ndarray, scale: float) -> np.ndarray:
@@ -130,18 +133,45 @@ def max_t(parts_PM: np.ndarray, seed: int, replicates: int) -> tuple[np.ndarray,
     observed_MM = abs(total_M[:, None] - total_M[None, :]) / spread_MM
     exceeding_MM = np.ones((models, models))
     for signs_RP in signs_of(len(whole_PM), seed, replicates):
-        flipped_RM = signs_RP @ whole_PM
-        largest_R = np.zeros(len(flipped_RM))
-        for i in range(models - 1):
-            pairs = abs(flipped_RM[:, i, None] - flipped_RM[:, i + 1 :]) / spread_MM[i, i + 1 :]
-            largest_R = np.maximum(largest_R, pairs.max(axis=1))
+        flipped_MR = np.ascontiguousarray((signs_RP @ whole_PM).T)
+        parts = [_largest(flipped_MR[:, part], spread_MM) for part in _chunks(len(signs_RP), _CHUNK // 512)]
+        largest_R = np.concatenate(parts)
         # How many replicates reach each observed statistic: their rank among the sorted maxima.
         exceeding_MM += len(largest_R) - np.searchsorted(np.sort(largest_R), observed_MM, side="left")
     return exceeding_MM / (1 + replicates), (total_M[:, None] - total_M[None, :]) * scale
 
 
-def signs_of(prompts: int, seed: int, replicates: int) -> Iterator[np.ndarray]:
-    """Yield blocks [r, P] of random signs, float64, R rows in all."""
+def _largest(flipped_MR: np.ndarray, spread_MM: np.ndarray) -> np.ndarray:
+    """Return the largest statistic_R of any pair. Few replicates at a time: all pairs of one stay in cache."""
+    pairs_MR, largest_R = np.empty_like(flipped_MR), np.zeros(flipped_MR.shape[1])
+    for i in range(len(flipped_MR) - 1):
+        pairs = np.subtract(flipped_MR[i + 1 :], flipped_MR[i], out=pairs_MR[i + 1 :])
+        np.divide(np.abs(pairs, out=pairs), spread_MM[i, i + 1 :, None], out=pairs)
+        np.maximum(largest_R, pairs.max(axis=0), out=largest_R)
+    return largest_R
+
+
+def signs_of(prompts: int, seed: int, replicates: int) -> Iterable[np.ndarray]:
+    """Return blocks [r, P] of random signs, float64, R rows in all."""
+    return _kept(_signs, prompts, seed, replicates)
+
+
+def _kept(draws: Callable[..., Iterator[np.ndarray]], size: int, *seeds: int) -> Iterable[np.ndarray]:
+    """Return the blocks of a function of random draws, those of small ones from memory.
+
+    Every metric of a board asks for the same draws: they depend on the number of prompts, not on the values."""
+    return _remembered(draws, size, *seeds) if size * seeds[-1] <= _KEPT else draws(size, *seeds)
+
+
+@lru_cache(maxsize=12)
+def _remembered(draws: Callable[..., Iterator[np.ndarray]], *arguments: int) -> tuple[np.ndarray, ...]:
+    blocks = tuple(draws(*arguments))
+    for block in blocks:
+        block.flags.writeable = False
+    return blocks
+
+
+def _signs(prompts: int, seed: int, replicates: int) -> Iterator[np.ndarray]:
     bits, words = np.random.PCG64([seed, 2**32 - 1]), -(-prompts // 64)
     for rows in _chunks(replicates, prompts):
         raw = bits.random_raw((rows.stop - rows.start) * words).astype("<u8").view(np.uint8)

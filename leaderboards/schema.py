@@ -13,7 +13,7 @@ from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import Annotated, Any, Literal
 
-from pydantic import BaseModel, ConfigDict, Field, ValidationError, model_validator
+from pydantic import BaseModel, ConfigDict, Field, TypeAdapter, ValidationError, model_validator
 
 SCHEMA_VERSION = 1
 MIGRATIONS: Mapping[int, Callable[[dict[str, Any]], dict[str, Any]]] = {}  # from version n to n + 1
@@ -50,6 +50,17 @@ class Strict(BaseModel):
     model_config = ConfigDict(extra="forbid", frozen=True, strict=True, allow_inf_nan=False)
 
 
+class StageRecord(Strict):
+    """One stage of a training."""
+
+    name: str
+    method: str
+    iterations: Count
+    network_passes: Count
+    image_free: bool = True  # whether the method's own terms needed no real pictures; of rewards, Training tells
+    stopped_by: str = ""  # the held-out metric whose fall ended the stage before its time
+
+
 class Training(Strict):
     """How the model was trained, from its checkpoint's training.json."""
 
@@ -60,6 +71,7 @@ class Training(Strict):
     image_free: bool  # needed no real pictures
     network_passes: Count  # of the denoiser, forward and backward each counted once
     curves: list[dict[str, JsonValue]] = []  # canary points: {"iteration": ..., "<metric id>": ...}
+    stages: list[StageRecord] = []
 
 
 class Model(Strict):
@@ -196,15 +208,20 @@ def json_schema() -> str:
     return json_schema_of(Result)
 
 
-def json_schema_of(model: type[Strict]) -> str:
-    """Return the canonical text of the JSON Schema of one of our file formats."""
-    schema = {"$schema": "https://json-schema.org/draft/2020-12/schema", **model.model_json_schema()}
+def json_schema_of(kind: Any) -> str:
+    """Return the canonical text of the JSON Schema of one of our file formats: a model or a union of models."""
+    schema = {"$schema": "https://json-schema.org/draft/2020-12/schema", **TypeAdapter(kind).json_schema()}
     return json.dumps(schema, indent=2, sort_keys=True) + "\n"
 
 
 def dump_result(result: Result) -> str:
-    """Return the canonical text of a result: sorted keys, two spaces, a closing newline."""
-    return json.dumps(result.model_dump(mode="json"), indent=2, sort_keys=True, ensure_ascii=False) + "\n"
+    """Return the canonical text of a result, as `canonical` has it."""
+    return canonical(result)
+
+
+def canonical(model: Strict) -> str:
+    """Return the text of one of our files: sorted keys, two spaces, a closing newline."""
+    return json.dumps(model.model_dump(mode="json"), indent=2, sort_keys=True, ensure_ascii=False) + "\n"
 
 
 def _finite(text: str) -> float:

@@ -15,7 +15,7 @@ Axes: N images, P prompts, M models.
 """
 
 import math
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Literal
 
@@ -97,25 +97,58 @@ def estimate(
     "categories"), or prompts that all agree, such as 30 of 30 right; and with replicates = 0.
     Raises ResultError for no rows, unequal lengths, a value that is not finite, a prompt in two categories."""
     prompts = PromptMeans.of(values_N, prompt_ids, categories, aggregate)
+    return _estimate(prompts, len(values_N), seed, replicates)
+
+
+def _estimate(prompts: "PromptMeans", n_images: int, seed: int, replicates: int) -> Estimate:
     low, high = bca_interval(prompts.means_P, prompts.strata_P, seed, replicates)
-    return Estimate(prompts.mean(), low, high, len(prompts.means_P), len(values_N))
+    return Estimate(prompts.mean(), low, high, len(prompts.means_P), n_images)
 
 
-def breakdown(scores: Scores, aggregate: Aggregate, seed: int = 0, replicates: int = REPLICATES) -> Breakdown:
+def breakdown(
+    scores: Scores,
+    aggregate: Aggregate,
+    seed: int = 0,
+    replicates: int = REPLICATES,
+    layout: "Layout | None" = None,
+) -> Breakdown:
     """Return what a result states of one metric. A category is a mean over its prompts; a split ("seen", "unseen")
-    is aggregated as the whole is, over the categories it has. Rows without a label take part in the total only."""
+    is aggregated as the whole is, over the categories it has. Rows without a label take part in the total only.
 
-    def part(chosen_N: np.ndarray, how: Aggregate) -> Estimate:
-        chosen = (ids[chosen_N].tolist(), labels[chosen_N].tolist())
-        return estimate(scores.values_N[chosen_N], *chosen, how, seed, replicates)
+    `layout` is that of the rows, where the caller knows it from another metric of the same images."""
 
-    ids, labels, splits = (np.asarray(x, str) for x in (scores.prompt_ids, scores.categories, scores.splits))
-    everything = np.ones(len(ids), bool)
+    def part(groups: Groups) -> Estimate:
+        return _estimate(groups.means(scores.values_N), len(groups.rows_N), seed, replicates)
+
+    told = Layout.of(scores, aggregate) if layout is None else layout
     return Breakdown(
-        total=part(everything, aggregate),
-        categories={name: part(labels == name, "prompts") for name in np.unique(labels).tolist() if name},
-        splits={name: part(splits == name, aggregate) for name in np.unique(splits).tolist() if name},
+        total=part(told.total),
+        categories={name: part(chosen) for name, chosen in told.categories.items()},
+        splits={name: part(chosen) for name, chosen in told.splits.items()},
     )
+
+
+@dataclass(frozen=True, kw_only=True)
+class Layout:
+    """The parts of a breakdown: which images and prompts each of them has. Values of the same images share it."""
+
+    total: "Groups"
+    categories: "dict[str, Groups]"
+    splits: "dict[str, Groups]"
+
+    @classmethod
+    def of(cls, scores: Scores, aggregate: Aggregate) -> "Layout":
+        """Return the layout of a metric's rows. Raises ResultError as `estimate` does."""
+        ids, labels, splits = (np.asarray(x, str) for x in (scores.prompt_ids, scores.categories, scores.splits))
+
+        def part(chosen_N: np.ndarray, how: Aggregate) -> Groups:
+            return Groups.of(ids[chosen_N], labels[chosen_N], how, np.flatnonzero(chosen_N))
+
+        return cls(
+            total=part(np.ones(len(ids), bool), aggregate),
+            categories={name: part(labels == name, "prompts") for name in np.unique(labels).tolist() if name},
+            splits={name: part(splits == name, aggregate) for name in np.unique(splits).tolist() if name},
+        )
 
 
 def compare(
@@ -175,32 +208,20 @@ class PromptMeans:
     def of(
         cls, values_N: np.ndarray, prompt_ids: Sequence[str], categories: Sequence[str], aggregate: Aggregate
     ) -> "PromptMeans":
-        values_N = np.asarray(values_N, np.float64)
         if not len(values_N) == len(prompt_ids) == len(categories):
             raise ResultError(
                 f"{len(values_N)} values, {len(prompt_ids)} prompt ids, {len(categories)} categories: "
                 "pass one of each per image"
             )
-        if not len(values_N):
-            raise ResultError("no values to summarise")
+        values_N = np.asarray(values_N, np.float64)
         if not np.isfinite(values_N).all():
             bad = int(np.flatnonzero(~np.isfinite(values_N))[0])
             raise ResultError(f"the value of prompt {prompt_ids[bad]!r} is not finite")
-        names, prompt_N = np.unique(np.asarray(prompt_ids, str), return_inverse=True)
-        stratum_N = np.unique(np.asarray(categories, str), return_inverse=True)[1]
-        stratum_P = np.zeros(len(names), int)
-        if aggregate == "categories":
-            stratum_P[prompt_N] = stratum_N
-            torn = np.flatnonzero(stratum_P[prompt_N] != stratum_N)
-            if len(torn):
-                raise ResultError(f"prompt {prompt_ids[int(torn[0])]!r} stands in two categories")
-        means_P = np.array(list(_means_of_groups(values_N, prompt_N)))
-        order = np.lexsort((np.arange(len(names)), stratum_P))
-        return cls(means_P[order], stratum_P[order])
+        return Groups.of(prompt_ids, categories, aggregate).means(values_N)
 
     def mean(self) -> float:
         """The unweighted mean over strata of the mean over prompts, exactly rounded at each level."""
-        return _mean(_means_of_groups(self.means_P, self.strata_P))
+        return _mean(_means(self.means_P, np.bincount(self.strata_P)).tolist())
 
     def weights_P(self) -> np.ndarray:
         """What each prompt's mean weighs in the value; sums to 1."""
@@ -208,21 +229,55 @@ class PromptMeans:
         return 1.0 / (len(sizes) * sizes[self.strata_P])
 
 
-def _mean(values: Iterable[float]) -> float:
-    items = list(values)
+@dataclass(frozen=True)
+class Groups:
+    """Which images belong to a prompt, and which prompts to a stratum: all of a metric's rows but their values."""
+
+    rows_N: np.ndarray  # the images of each prompt, one prompt after the other, as places in the values
+    sizes_P: np.ndarray  # images of each prompt, in the order of (stratum, prompt id)
+    strata_P: np.ndarray  # 0, 1, ... rising
+
+    @classmethod
+    def of(
+        cls,
+        prompt_ids: Sequence[str] | np.ndarray,
+        categories: Sequence[str] | np.ndarray,
+        aggregate: Aggregate,
+        places_N: np.ndarray | None = None,
+    ) -> "Groups":
+        """Return the groups of images; `places_N`: where their values stand, default one after the other.
+
+        Raises ResultError for no images and, for "categories", a prompt in two of them."""
+        if not len(prompt_ids):
+            raise ResultError("no values to summarise")
+        names, prompt_N = np.unique(np.asarray(prompt_ids, str), return_inverse=True)
+        stratum_P = np.zeros(len(names), int)
+        if aggregate == "categories":
+            stratum_N = np.unique(np.asarray(categories, str), return_inverse=True)[1]
+            stratum_P[prompt_N] = stratum_N
+            torn = np.flatnonzero(stratum_P[prompt_N] != stratum_N)
+            if len(torn):
+                raise ResultError(f"prompt {str(prompt_ids[int(torn[0])])!r} stands in two categories")
+        order_P = np.lexsort((np.arange(len(names)), stratum_P))
+        rank_P = np.argsort(order_P)
+        rows_N = np.argsort(rank_P[prompt_N], kind="stable")
+        sizes_P = np.bincount(prompt_N)[order_P]
+        return cls(rows_N if places_N is None else places_N[rows_N], sizes_P, stratum_P[order_P])
+
+    def means(self, values_N: np.ndarray) -> PromptMeans:
+        """Return the mean of every prompt, exactly rounded."""
+        return PromptMeans(_means(np.asarray(values_N, np.float64)[self.rows_N], self.sizes_P), self.strata_P)
+
+
+def _mean(items: Sequence[float]) -> float:
     return math.fsum(items) / len(items)
 
 
-def _means_of_groups(values_N: np.ndarray, group_N: np.ndarray) -> Iterator[float]:
-    """Yield the exactly rounded mean of each group 0, 1, ..."""
-    sizes = np.bincount(group_N)
-    if sizes.max() == 1:  # one image per prompt: nothing to average
-        yield from values_N[np.argsort(group_N, kind="stable")].tolist()
-        return
-    order = np.argsort(group_N, kind="stable")
-    ends = np.cumsum(sizes)
-    for group in np.split(values_N[order], ends[:-1]):
-        yield _mean(group.tolist())
+def _means(values_N: np.ndarray, sizes_G: np.ndarray) -> np.ndarray:
+    """Return the exactly rounded mean_G of each group; values stand one group after the other."""
+    if sizes_G.max() == 1:  # one image per prompt: nothing to average
+        return values_N
+    return np.array([_mean(group.tolist()) for group in np.split(values_N, np.cumsum(sizes_G)[:-1])])
 
 
 @dataclass(frozen=True)

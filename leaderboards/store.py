@@ -138,6 +138,25 @@ def read_entry(path: Path, *, intervals: bool = True) -> Entry:
         raise ResultError(f"{path}: {error}") from error
 
 
+def find_entry(name: str, board: Path) -> Entry:
+    """Return the result that a path, "suite/model" or a model's name means. Raises ResultError."""
+    path = Path(name)
+    if path.suffix == ".json" and path.is_file():
+        return read_entry(path, intervals=False)
+    if not board.is_dir():
+        raise ResultError(f"{board}: no such folder of results")
+    suite, slash, model = name.rpartition("/")
+    # file_stem leaves neither separators nor wildcards: no name leads out of the board.
+    found = sorted(board.glob(f"{file_stem(suite) if slash else '*'}/{file_stem(model)}.json"))
+    if not found:
+        known = sorted(f"{path.parent.name}/{path.stem}" for path in board.glob("*/*.json"))
+        raise ResultError(f"{name}: no such result; known: {', '.join(known) or 'none'}")
+    if len(found) > 1:
+        choices = ", ".join(f"{path.parent.name}/{path.stem}" for path in found)
+        raise ResultError(f"{name}: in several suites; say which: {choices}")
+    return read_entry(found[0], intervals=False)
+
+
 def write_atomically(path: Path, content: bytes) -> None:
     """Write a file so that a reader finds the old content or the new, and a crash leaves no half."""
     handle, temporary = tempfile.mkstemp(dir=path.parent, prefix=f".{path.name[:40]}.", suffix=".tmp")

@@ -11,10 +11,12 @@ from pathlib import Path
 from jinja2 import Environment, FileSystemLoader, StrictUndefined, select_autoescape
 from markupsafe import Markup
 
+from leaderboards.methods import Method
 from leaderboards.page import data
 from leaderboards.papers import PaperTable
 from leaderboards.recipe import Recipe
 from leaderboards.store import Entry, file_stem
+from leaderboards.studies import Claims, Speeds
 from leaderboards.table import SuiteTable
 
 TEMPLATES = Path(__file__).parent / "templates"
@@ -26,6 +28,23 @@ LICENCE = (
 
 def index(tables: Sequence[SuiteTable], errors: Sequence[str] = ()) -> str:
     """Return index.html: the shell and the board; an empty board says so."""
+    tasks = {column.task for table in tables for column in table.columns}
+    board = {
+        "suites": [data.board(table) for table in tables],
+        "stems": {task: file_stem(task) for task in sorted(tasks)},
+    }
+    scripts = sorted((TEMPLATES / "script").glob("*.js"))
+    return render(
+        "index.html",
+        suites=tables,
+        errors=errors,
+        script=Markup("".join(path.read_text(encoding="utf-8") for path in scripts)),
+        board=Markup(data.as_json(board)),
+    )
+
+
+def render(template: str, **values: object) -> str:
+    """Fill one of the templates, with the page's style; every text is escaped that is not marked as markup."""
     environment = Environment(
         loader=FileSystemLoader(TEMPLATES),
         autoescape=select_autoescape(default=True, default_for_string=True),
@@ -33,19 +52,8 @@ def index(tables: Sequence[SuiteTable], errors: Sequence[str] = ()) -> str:
         trim_blocks=True,
         lstrip_blocks=True,
     )
-    tasks = {column.task for table in tables for column in table.columns}
-    board = {
-        "suites": [data.board(table) for table in tables],
-        "stems": {task: file_stem(task) for task in sorted(tasks)},
-    }
-    scripts = sorted((TEMPLATES / "script").glob("*.js"))
-    return environment.get_template("index.html").render(
-        suites=tables,
-        errors=errors,
-        style=Markup((TEMPLATES / "style.css").read_text(encoding="utf-8")),
-        script=Markup("".join(path.read_text(encoding="utf-8") for path in scripts)),
-        board=Markup(data.as_json(board)),
-    )
+    style = Markup((TEMPLATES / "style.css").read_text(encoding="utf-8"))
+    return environment.get_template(template).render(style=style, **values)
 
 
 def files(
@@ -53,10 +61,14 @@ def files(
     papers: Mapping[str, PaperTable],
     recipes: Mapping[str, Recipe],
     suites: Mapping[str, Sequence[Entry]],
+    studies: Mapping[str, Claims | Speeds],
+    methods: Sequence[Method],
 ) -> Iterator[tuple[str, bytes]]:
     """Yield (path below data/, content) of every chunk, one at a time."""
     yield "plots.js", plots()
     yield "papers.js", data.as_script("papers", data.papers(papers, recipes, suites))
+    yield "studies.js", data.as_script("studies", data.studies(studies))
+    yield "methods.js", data.as_script("methods", data.methods(methods))
     for table in tables:
         for key, content in data.chunks(table):
             yield f"{key}.js", data.as_script(key, content)

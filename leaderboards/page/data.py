@@ -7,6 +7,7 @@ Browsers refuse to fetch beside a file://, but load scripts; so a chunk is a scr
     data/<suite>/<model>.evidence.js   one value per (metric, prompt, image): float32, base64, NaN = none
     data/<suite>/<task>.prompts.js     what the evidence's rows are: ids, categories, splits, texts where known
     data/papers.js                     the papers' tables, and how their protocols match ours
+    data/studies.js, data/methods.js   claims put to the test, measured speed; what of the papers is here
     data/plots.js                      Vega-Lite
 
 Cost is linear in models, and memory is that of one model's chunk. The same board gives the same bytes.
@@ -23,10 +24,12 @@ import numpy as np
 from leaderboards.columns import Column, Row
 from leaderboards.hacking import MEANING, Report, as_number, is_diversity
 from leaderboards.match import protocol_match
+from leaderboards.methods import Method
 from leaderboards.papers import PaperTable
 from leaderboards.recipe import Recipe
 from leaderboards.schema import MetricResult
 from leaderboards.store import Entry, file_stem
+from leaderboards.studies import Claims, Speeds
 from leaderboards.table import SuiteTable
 
 DIGITS = 6  # significant ones; a page never shows more
@@ -100,6 +103,19 @@ def papers(
             }
         )
     return found
+
+
+def studies(found: Mapping[str, Claims | Speeds]) -> Json:
+    """Return the studies in the shape of their files, by kind; a verdict was checked when its file was read."""
+    told: dict[str, list[Json]] = {"claims": [], "speed": []}
+    for name, study in found.items():
+        told[study.kind].append({"id": name, **study.model_dump(mode="json")})
+    return told
+
+
+def methods(found: Sequence[Method]) -> Json:
+    """Return every method the papers name with its state."""
+    return [{**one.model_dump(mode="json", exclude={"rows"}), "state": one.state} for one in found]
 
 
 def as_json(data: Json) -> str:

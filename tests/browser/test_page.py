@@ -9,14 +9,18 @@ from pathlib import Path
 import pytest
 
 from leaderboards.build import build
-from leaderboards.store import publish
+from leaderboards.comparison import compare_models
+from leaderboards.page.compare import compare_page
+from leaderboards.page.vote import write_ballot
+from leaderboards.screenshots import VIEWS
+from leaderboards.store import Entry, publish, read_entry
+from leaderboards.vote import make_ballot, read_votes, tally
 from tests.leaderboards.conftest import evidence_table, gallery, result_of, training
 
 playwright = pytest.importorskip("playwright.sync_api", reason="tox -e browser brings playwright")
 CHROMIUM = os.environ.get("CHROMIUM") or shutil.which("chromium") or shutil.which("google-chrome")
 pytestmark = pytest.mark.skipif(CHROMIUM is None, reason="no Chromium: set CHROMIUM to its program")
 HOSTILE = "<img src=x onerror=alert(1)> \u05d0\u05d1\u05d2 " + "long" * 30
-VIEWS = ("table", "tradeoffs", "categories", "pictures", "prompts", "model", "metrics", "papers")
 
 
 @pytest.fixture(scope="session")
@@ -68,7 +72,7 @@ def open_page(browser, site: Path) -> Iterator[Callable[..., "playwright.Page"]]
 
 
 def settle(page) -> None:
-    page.wait_for_function("document.querySelector('#body') && !document.querySelector('#body[aria-busy]')")
+    page.wait_for_selector("#body:not([aria-busy])", state="attached")  # no script: the page's policy allows no eval
 
 
 def names(page) -> list[str]:
@@ -119,7 +123,7 @@ def test_sorting_is_told_and_kept_in_the_address(open_page) -> None:
 def test_filtering_keeps_the_word_in_the_address_and_the_focus(open_page) -> None:
     page = open_page()
     page.locator("input[type=search]").first.press_sequentially("stud")
-    page.wait_for_function("document.querySelectorAll('.board tbody .name').length === 1")
+    playwright.expect(page.locator(".board tbody .name")).to_have_count(1)
     assert names(page) == ["student"] and "q=stud" in page.evaluate("location.hash")
     assert page.evaluate("document.activeElement.type") == "search"
     assert page.locator("#status").inner_text() == "1 of 3 models"
@@ -129,7 +133,7 @@ def test_metrics_can_be_chosen(open_page) -> None:
     page = open_page()
     page.locator(".picker summary").click()
     page.locator(".choices input").first.uncheck()
-    page.wait_for_function("document.querySelectorAll('.board thead th').length === 3")
+    playwright.expect(page.locator(".board thead th")).to_have_count(3)
 
 
 def test_models_are_picked_and_looked_at_side_by_side(open_page) -> None:
@@ -169,7 +173,7 @@ def test_keyboard_alone_reaches_and_sorts_the_table(open_page) -> None:
     assert page.evaluate("document.activeElement.id") == "main"
     page.locator("th button", has_text="Model").focus()
     page.keyboard.press("Enter")
-    page.wait_for_function("document.activeElement.dataset.sort === 'name'")
+    playwright.expect(page.locator("[data-sort=name]")).to_be_focused()
     assert page.locator("th[aria-sort=ascending]").count() == 1
 
 
@@ -194,5 +198,49 @@ def test_a_paper_s_table_is_chosen_and_sorted(open_page) -> None:
     page.wait_for_selector(".paper")
     assert page.locator(".paper tbody tr").count() >= 20
     page.locator("select").select_option("dmdr-v2-table2")
-    page.wait_for_function("document.querySelector('.paper').innerText.includes('DMD2-PSO')")
+    playwright.expect(page.locator(".paper")).to_contain_text("DMD2-PSO")
     assert "paper=dmdr-v2-table2" in page.evaluate("location.hash")
+
+
+@pytest.fixture
+def pair(site: Path) -> list[Entry]:
+    folder = site.parent / "results" / "tiny"
+    return [read_entry(folder / f"{name}.json") for name in ("teacher", "student")]
+
+
+def test_the_comparison_page_is_accessible_and_loads_nothing(browser, pair: list[Entry], tmp_path: Path) -> None:
+    axe = pytest.importorskip("axe_playwright_python.sync_playwright")
+    (tmp_path / "compare.html").write_text(compare_page(compare_models(pair)), encoding="utf-8")
+    page, asked = browser.new_page(viewport={"width": 390, "height": 800}), []
+    page.on("request", lambda one: asked.append(one.url) if not one.url.startswith(("file:", "data:")) else None)
+    page.goto((tmp_path / "compare.html").as_uri())
+    assert page.locator(".contrasts tbody tr").count() == 2 and page.locator(".samples img").count() > 0
+    assert page.evaluate("document.documentElement.scrollWidth") <= 390 and asked == []
+    # The page allows no script, so the rules are run on its text in a page that does.
+    free = browser.new_page(bypass_csp=True)
+    free.goto((tmp_path / "compare.html").as_uri())
+    assert [one["id"] for one in axe.Axe().run(free).response["violations"]] == []
+    page.close()
+    free.close()
+
+
+def test_a_vote_by_keyboard_is_saved_and_read_back(browser, pair: list[Entry], tmp_path: Path) -> None:
+    key, pairs = make_ballot(*pair)
+    address, _ = write_ballot(key, pairs, tmp_path)
+    page = browser.new_page()
+    page.goto(address.as_uri())
+    page.get_by_label("Your name").fill('a, "quoted" voter')
+    page.locator("body").click(position={"x": 5, "y": 5})
+    for press in ("ArrowLeft", "ArrowRight", "Backspace", "ArrowLeft", " "):
+        page.keyboard.press(press)
+    assert page.locator("#count").inner_text() == "3 of 6 answered"
+    page.reload()  # answers stay
+    assert page.locator("#count").inner_text() == "3 of 6 answered"
+    with page.expect_download() as saved:
+        page.locator("#save").click()
+    saved.value.save_as(tmp_path / "votes.csv")
+    votes = read_votes(tmp_path / "votes.csv", key)
+    assert [vote.choice for vote in votes] == ["left", "left", "tie"]
+    assert {vote.voter for vote in votes} == {'a, "quoted" voter'}
+    assert tally(votes, key)[0].ties == 1
+    page.close()

@@ -121,7 +121,23 @@ def test_models_measured_differently_are_not_compared(
     assert "no metric in common" in capsys.readouterr().err
 
 
-def test_unknown_command_exits_with_2() -> None:
-    with pytest.raises(SystemExit) as stopped:
-        main(["bild"])
-    assert stopped.value.code == 2
+def test_unknown_command_is_one_line_and_exits_with_2(capsys: pytest.CaptureFixture[str]) -> None:
+    assert main(["bild"]) == 2
+    assert capsys.readouterr().err == "unknown: bild; see python -m leaderboards --help\n"
+
+
+@pytest.mark.parametrize("name", ["../../etc/passwd", "../tiny/student", "tiny/../student", "..", "tiny/*"])
+def test_names_with_path_tricks_find_nothing(
+    add: Add, tmp_path: Path, capsys: pytest.CaptureFixture[str], name: str
+) -> None:
+    add()
+    assert main(["compare", name, "student", "--results", str(tmp_path / "results")]) == 2
+    assert "no such result" in capsys.readouterr().err
+
+
+def test_compare_writes_a_page(add: Add, tmp_path: Path) -> None:
+    add("a", 0.9)
+    add("b", 0.2, 1)
+    page = tmp_path / "new" / "compare.html"
+    assert main(["compare", "a", "b", "--page", str(page), "--results", str(tmp_path / "results")]) == 0
+    assert "Prompts that changed most" in page.read_text()

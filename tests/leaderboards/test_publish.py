@@ -6,6 +6,7 @@ from pathlib import Path
 import pytest
 
 from leaderboards import page
+from leaderboards.build import RESULTS, SITE, build
 from leaderboards.publish import check_site, publish_site
 from leaderboards.schema import ResultError
 
@@ -62,3 +63,10 @@ def test_a_folder_with_other_files_is_left_alone(add: Add, tmp_path: Path) -> No
     with pytest.raises(ResultError, match="no SHA256SUMS"):
         publish_site(tmp_path / "results", tmp_path / "to")
     assert [path.name for path in (tmp_path / "to").iterdir()] == ["thesis.tex"]
+
+
+def test_the_committed_page_is_the_one_that_the_committed_results_give(tmp_path: Path) -> None:
+    """After a change of results, style or script: python -m leaderboards build."""
+    build(RESULTS, tmp_path)
+    for path in (SITE / "index.html", *SITE.glob("*.md")):
+        assert (tmp_path / path.name).read_bytes() == path.read_bytes(), f"{path} is out of date"

@@ -3,13 +3,16 @@
 import json
 from collections.abc import Callable
 from pathlib import Path
+from typing import Any
 
 import pytest
 
+from leaderboards import schema
 from leaderboards.__main__ import SCHEMA
-from leaderboards.schema import ResultError, dump_result, json_schema, read_result
+from leaderboards.schema import SCHEMA_VERSION, ResultError, dump_result, json_schema, read_result
 
 Add = Callable[..., Path]
+GOLDEN = Path(__file__).parent / "golden"
 
 
 def test_committed_json_schema_is_the_generated_one() -> None:
@@ -79,3 +82,29 @@ def test_control_characters_of_a_file_never_reach_the_terminal(add: Add) -> None
     with pytest.raises(ResultError) as caught:
         read_result(path)
     assert str(caught.value).isprintable()
+
+
+@pytest.mark.parametrize("path", sorted(GOLDEN.glob("result-v*.json")), ids=lambda path: path.stem)
+def test_a_result_of_every_older_version_is_still_read(path: Path) -> None:
+    result = read_result(path)
+    assert result.schema_version == SCHEMA_VERSION and result.model.trained_on == ["score"]
+    assert result.tasks[0].metrics["judge"].value == 0.29166666666666663 and result.model.training is not None
+
+
+def test_every_version_has_a_golden_file() -> None:
+    assert {path.name for path in GOLDEN.glob("result-v*.json")} == {
+        f"result-v{version}.json" for version in range(1, SCHEMA_VERSION + 1)
+    }
+
+
+def test_older_versions_are_lifted_one_step_at_a_time(monkeypatch: pytest.MonkeyPatch) -> None:
+    def lift(table: dict[str, Any]) -> dict[str, Any]:
+        return {**table, "schema_version": table["schema_version"] + 1, "steps": [*table.get("steps", []), "one"]}
+
+    monkeypatch.setattr(schema, "SCHEMA_VERSION", 3)
+    monkeypatch.setattr(schema, "MIGRATIONS", {1: lift, 2: lift})
+    assert schema.upgrade({"schema_version": 1}) == {"schema_version": 3, "steps": ["one", "one"]}
+    with pytest.raises(ResultError, match="newer than 3"):
+        schema.upgrade({"schema_version": 4})
+    with pytest.raises(ResultError, match="no known schema_version"):
+        schema.upgrade({"schema_version": 0})

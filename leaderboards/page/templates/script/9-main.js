@@ -1,12 +1,12 @@
 // Navigation, theme, and drawing of the view that the address names.
-const ORDER = ["table", "tradeoffs", "categories", "pictures", "prompts", "model", "metrics", "papers"];
+const ORDER = ["table", "tradeoffs", "categories", "pictures", "prompts", "model", "claims", "speed", "metrics", "papers", "methods"];
 let last = "", turn = 0;
 const links = (id, items) => document.getElementById(id).replaceChildren(...items.map(([text, count, here, changes]) => h("li", {}, h("a", { href: state.address(changes), "aria-current": here ? "page" : null }, h("bdi", {}, text), count === null ? null : h("span", { class: "count" }, ` ${count}`)))));
 
 const render = async () => {
   const now = state.read(), suite = suiteOf(now), view = fewstep.views[now.view] && (suite || fewstep.views[now.view].everywhere) ? now.view : suite ? "table" : "papers";
   const mine = ++turn, shown = fewstep.views[view];
-  const clean = { sort: "", cols: "", q: "", method: "", nfe: "", verdict: "", models: "", metric: "", x: "", task: "", category: "", model: "", order: "", most: "", pq: "", psort: "", paper: "" };
+  const clean = { sort: "", cols: "", q: "", method: "", nfe: "", verdict: "", models: "", metric: "", x: "", task: "", category: "", model: "", order: "", most: "", pq: "", psort: "", paper: "", state: "" };
   links("suites", BOARD.suites.map((one) => [one.suite, `${one.models.length} models`, suite === one && !shown.everywhere, { ...clean, suite: one.suite, view: shown.everywhere ? "table" : view === "model" ? "table" : view }]));
   links("tabs", ORDER.filter((name) => suite || fewstep.views[name].everywhere).map((name) => [fewstep.views[name].title, null, name === view, { view: name, most: "" }]));
   const tab = document.querySelector("#tabs [aria-current]"), tabs = document.getElementById("tabs");

@@ -1,0 +1,72 @@
+// Studies: claims of papers put to the test, and speed as ratios measured side by side.
+const OUTCOME = { holds: "good", "does not hold": "bad", undecided: "muted" };
+const signed = (x) => `${x > 0 ? "+" : ""}${number(x)}`;
+// Where an interval stands on a line that reaches as far as the widest end, zero (or one) in the middle.
+const balance = (value, low, high, reach, middle = 0) => {
+  const at = (x) => `${(50 + (50 * (x - middle)) / (reach || 1)).toFixed(1)}%`;
+  const bar = h("i"), mark = h("b");
+  bar.style.left = at(low ?? value);
+  bar.style.width = `calc(${at(high ?? value)} - ${at(low ?? value)})`;
+  mark.style.left = at(value);
+  return h("span", { class: "balance", "aria-hidden": "true" }, bar, mark);
+};
+const figureOf = (figure) => {
+  const values = figure.series.flatMap((s) => s.points.map((p) => ({ ...p, name: s.name })));
+  const named = values.some((v) => typeof v.x === "string"), several = figure.series.length > 1;
+  const x = { field: "x", type: named ? "nominal" : "quantitative", title: figure.x, sort: null, axis: { grid: false, labelAngle: 0 }, scale: named ? undefined : { zero: false } };
+  const y = { field: "y", type: "quantitative", title: figure.y, scale: { zero: false } };
+  const color = several ? { field: "name", title: null, sort: null } : { value: colour("s1") };
+  const told = values.some((v) => v.low !== null);
+  const spec = { height: 220, data: { values }, layer: [
+    ...(told ? [{ mark: named ? { type: "rule", strokeWidth: 2, opacity: 0.6 } : { type: "area", opacity: 0.16 }, encoding: { x, y: { ...y, field: "low" }, y2: { field: "high" }, color } }] : []),
+    { mark: named ? { type: "point", filled: true, size: 80, opacity: 1 } : { type: "line", strokeWidth: 2, point: { size: 24, filled: true } }, encoding: { x, y, color, tooltip: [{ field: "name" }, { field: "x" }, { field: "y", format: ".4f" }, { field: "low", format: ".4f" }, { field: "high", format: ".4f" }] } },
+  ] };
+  return h("figure", {}, h("figcaption", { class: "quiet" }, figure.title), plot(spec, figure.title));
+};
+const claimOf = (claim) => {
+  const e = claim.effect, reach = Math.max(Math.abs(e.low), Math.abs(e.high), e.smallest);
+  return h("article", { class: "card claim", id: `claim-${claim.id}` },
+    h("h3", {}, h("span", { class: `verdict-chip ${OUTCOME[claim.verdict]}` }, claim.verdict), " ", claim.statement),
+    h("p", { class: "quiet" }, `${claim.source.paper}, ${claim.source.where}`),
+    h("p", {}, h("bdi", {}, claim.arms[0]), " − ", h("bdi", {}, claim.arms[1]), `: ${e.measure} `, h("strong", {}, signed(e.value)), ` ${e.unit}, 95 % ${number(e.low)} to ${number(e.high)}; claimed to lie ${e.claimed} 0, and to matter from ${number(e.smallest)}.`),
+    balance(e.value, e.low, e.high, reach),
+    claim.figure ? figureOf(claim.figure) : null,
+    h("p", { class: "quiet" }, `${claim.seeds.length} seeds of training, ${claim.prompts} prompts × ${claim.images_per_prompt} pictures`, claim.power === null ? "; power unknown" : `; power ${Math.round(100 * claim.power)} % for a difference that matters`, claim.notes ? `. ${claim.notes}` : "."));
+};
+const studyHead = (study) => [h("h2", {}, study.title), h("p", { class: "quiet" }, `${study.about} Made by `, h("code", {}, study.command), ".")];
+
+fewstep.views.claims = {
+  title: "Claims",
+  everywhere: true,
+  async show(_, now) {
+    const studies = (await fewstep.load("studies")).claims;
+    if (!studies.length) return [h("h2", {}, "Claims of the papers"), h("p", { class: "empty" }, "No study has been committed yet: leaderboards/studies/ holds none.")];
+    const wanted = now.verdict ?? "", counts = (study) => Object.keys(OUTCOME).map((v) => [v, study.claims.filter((c) => c.verdict === v).length]).filter(([, n]) => n);
+    return [
+      h("div", { class: "tools" }, select("Verdict", wanted, [["", "all"], ...Object.keys(OUTCOME).map((v) => [v, v])], (verdict) => state.set({ verdict }))),
+      studies.map((study) => [studyHead(study),
+        h("p", {}, counts(study).map(([v, n]) => [h("span", { class: `verdict-chip ${OUTCOME[v]}` }, `${n} ${v}`), " "])),
+        h("div", { class: "cards wide" }, study.claims.filter((c) => !wanted || c.verdict === wanted).map(claimOf))]),
+      h("p", { class: "quiet" }, "holds: the whole interval lies on the claimed side of 0. does not hold: the whole interval lies below what would matter. undecided: neither; the study cannot tell."),
+    ];
+  },
+};
+
+fewstep.views.speed = {
+  title: "Speed",
+  everywhere: true,
+  async show() {
+    const studies = (await fewstep.load("studies")).speed;
+    if (!studies.length) return [h("h2", {}, "Speed"), h("p", { class: "empty" }, "No measurement has been committed yet: leaderboards/studies/ holds none.")];
+    return studies.map((study) => {
+      const reach = Math.max(...study.rows.map((r) => Math.abs(Math.log2(r.ratio))), 1);
+      return [studyHead(study),
+        scroll(study.title, h("table", {},
+          h("thead", {}, h("tr", {}, heading("What"), heading("Ours"), heading("Against"), heading("Ratio", "col", { class: "num" }), heading("Equal in the middle, doublings"), heading("95 % interval", "col", { class: "num" }), heading("Bar", "col", { class: "num" }), heading("Repetitions", "col", { class: "num" }), heading("Setting"))),
+          h("tbody", {}, study.rows.map((r) => h("tr", {}, h("th", { scope: "row" }, r.what), h("td", {}, r.ours), h("td", {}, r.other),
+            h("td", { class: `num ${r.wanted === null ? "" : r.ratio >= r.wanted ? "up" : "down"}` }, `${r.ratio.toFixed(2)} ${r.unit}`),
+            h("td", {}, balance(Math.log2(r.ratio), r.low === null ? null : Math.log2(r.low), r.high === null ? null : Math.log2(r.high), reach)),
+            h("td", { class: "num" }, r.low === null ? "–" : `${r.low.toFixed(2)} to ${r.high.toFixed(2)}`), h("td", { class: "num" }, r.wanted === null ? "–" : `≥ ${r.wanted}`), h("td", { class: "num" }, r.repetitions), h("td", {}, r.setting))))))];
+    });
+  },
+};

@@ -1,0 +1,180 @@
+"""Studies: claims of papers that were put to the test, and measured speed. Committed JSON, shown on the page.
+
+    leaderboards/studies/<name>.json    kind "claims" or "speed"; schema: leaderboards/studies.schema.json
+
+A claim is about a difference of two arms in one direction. Its verdict is no opinion but follows from the interval
+and from the smallest difference that would matter, both stated:
+
+    holds            the whole interval lies beyond 0 in the claimed direction
+    does not hold    the whole interval lies below the smallest difference that would matter
+    undecided        neither: more seeds or prompts are needed; `power` says how far the study could see
+
+A difference above 0 that is surely too small to matter is "holds" in direction and says so by its size.
+"""
+
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Annotated, Literal
+
+from pydantic import Field, TypeAdapter, ValidationError, model_validator
+
+from leaderboards.schema import MAX_FILE_BYTES, Count, Name, Number, ResultError, Strict, json_schema_of
+
+STUDIES = Path(__file__).parent / "studies"
+Verdict = Literal["holds", "does not hold", "undecided"]
+Id = Annotated[str, Field(pattern=r"^[a-z0-9][a-z0-9-]{0,79}$")]
+Share = Annotated[float, Field(ge=0, le=1)]
+Positive = Annotated[float, Field(gt=0, le=1e12)]
+
+
+class Source(Strict):
+    """Where the claim is made."""
+
+    paper: str  # "DMDR v2, arXiv:2511.13649"
+    where: str  # "Sec. 4.3, Table 4"
+
+
+class Effect(Strict):
+    """The measured difference, `arms[0]` minus `arms[1]` of a claim."""
+
+    measure: str  # "shapes_geneval, share of right pictures"
+    unit: str
+    value: Number
+    low: Number  # 95 % interval
+    high: Number
+    claimed: Literal["above", "below"]  # 0
+    smallest: Annotated[float, Field(ge=0, le=1e30)]  # size of a difference that would matter
+
+    @model_validator(mode="after")
+    def _ordered(self) -> "Effect":
+        if not self.low <= self.value <= self.high:
+            raise ValueError(f"the value {self.value} lies outside its interval {self.low} to {self.high}")
+        return self
+
+    @property
+    def verdict(self) -> Verdict:
+        """What the interval says of the claim."""
+        low, high = (self.low, self.high) if self.claimed == "above" else (-self.high, -self.low)
+        if low > 0:
+            return "holds"
+        return "does not hold" if high < self.smallest or high <= 0 else "undecided"
+
+
+class Point(Strict):
+    """One point of a figure; `low` and `high` where an interval stands behind it."""
+
+    x: Number | str
+    y: Number
+    low: Number | None = None
+    high: Number | None = None
+
+
+class Series(Strict):
+    name: Name
+    points: Annotated[list[Point], Field(min_length=1, max_length=10_000)]
+
+
+class Figure(Strict):
+    """What a reader should see: lines over numbers, or intervals beside names."""
+
+    title: str
+    x: str  # titles of the axes
+    y: str
+    series: Annotated[list[Series], Field(min_length=1)]
+
+
+class Claim(Strict):
+    """One claim, how it was tested, and what came out."""
+
+    id: Id
+    statement: str
+    source: Source
+    arms: Annotated[list[str], Field(min_length=2, max_length=2)]
+    effect: Effect
+    seeds: Annotated[list[int], Field(min_length=1)]  # of training
+    prompts: Count
+    images_per_prompt: Count = 1
+    power: Share | None  # probability to find a difference of the smallest size that would matter; None = unknown
+    verdict: Verdict
+    notes: str = ""  # what the test leaves open
+    figure: Figure | None = None
+
+    @model_validator(mode="after")
+    def _verdict_follows(self) -> "Claim":
+        if self.verdict != self.effect.verdict:
+            raise ValueError(
+                f"the verdict {self.verdict!r} does not follow: its interval says {self.effect.verdict!r}"
+            )
+        return self
+
+
+class Claims(Strict):
+    """A study of claims."""
+
+    schema_version: Literal[1] = 1
+    kind: Literal["claims"] = "claims"
+    title: str
+    about: str  # world, models, budget
+    command: str  # that makes this file
+    claims: Annotated[list[Claim], Field(min_length=1)]
+
+    @model_validator(mode="after")
+    def _ids_differ(self) -> "Claims":
+        if len({claim.id for claim in self.claims}) < len(self.claims):
+            raise ValueError("two claims have one id")
+        return self
+
+
+class Speed(Strict):
+    """A ratio of two times or sizes, measured side by side in one run; above 1 = the first is better."""
+
+    id: Id
+    what: str  # "scoring 512 pictures, eight metrics"
+    ours: str  # "one pass per encoder"
+    other: str  # "the official packages, one after the other"
+    ratio: Positive
+    low: Positive | None = None  # 95 % interval over repetitions
+    high: Positive | None = None
+    repetitions: Count
+    wanted: Positive | None = None  # the bar it was held to
+    unit: str = "times as fast"
+    setting: str = ""  # sizes, number format, device
+
+
+class Speeds(Strict):
+    """Measured ratios."""
+
+    schema_version: Literal[1] = 1
+    kind: Literal["speed"] = "speed"
+    title: str
+    about: str
+    command: str
+    rows: Annotated[list[Speed], Field(min_length=1)]
+
+
+Study = Annotated[Claims | Speeds, Field(discriminator="kind")]
+_STUDY: TypeAdapter[Claims | Speeds] = TypeAdapter(Study)
+
+
+def read_studies(folder: Path = STUDIES) -> Mapping[str, Claims | Speeds]:
+    """Return every study of a folder by the name of its file. Raises ResultError naming file, key and fault."""
+    return {path.stem: read_study(path) for path in sorted(folder.glob("*.json"))}
+
+
+def read_study(path: Path) -> Claims | Speeds:
+    """Read and validate one study. Raises ResultError."""
+    try:
+        if path.stat().st_size > MAX_FILE_BYTES:
+            raise ResultError(f"{path}: larger than {MAX_FILE_BYTES // 2**20} MiB: not a study")
+        return _STUDY.validate_json(path.read_bytes())
+    except OSError as error:
+        raise ResultError(f"{path}: {error.strerror or error}") from error
+    except ValidationError as error:
+        first = error.errors()[0]
+        where = ".".join(str(part) for part in first["loc"]) or "study"
+        raise ResultError(f"{path}: {where}: {first['msg']}") from error
+
+
+def study_json_schema() -> str:
+    """Return the text of `studies.schema.json`."""
+    return json_schema_of(Study)

@@ -1,0 +1,102 @@
+"""Studies: a verdict follows from its interval, or the file is refused."""
+
+import copy
+import json
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from leaderboards.build import ROOT
+from leaderboards.page import data
+from leaderboards.schema import ResultError
+from leaderboards.studies import STUDIES, Effect, read_studies, read_study, study_json_schema
+
+CLAIM: dict[str, Any] = {
+    "id": "joint-beats-sequential",
+    "statement": "Joint training beats DMD followed by RL on held-out metrics.",
+    "source": {"paper": "DMDR v2, arXiv:2511.13649", "where": "Table 4"},
+    "arms": ["joint", "DMD, then RL"],
+    "effect": {"measure": "share of right pictures", "unit": "", "value": 0.04, "low": 0.01, "high": 0.07,
+               "claimed": "above", "smallest": 0.02},
+    "seeds": [0, 1, 2],
+    "prompts": 522,
+    "power": 0.8,
+    "verdict": "holds",
+    "figure": {"title": "t", "x": "iteration", "y": "score",
+               "series": [{"name": "joint", "points": [{"x": 1, "y": 0.5, "low": 0.4, "high": 0.6}]}]},
+}  # fmt: skip
+HEAD = {"schema_version": 1, "title": "Micro", "about": "…", "command": "tox -e study"}
+STUDY: dict[str, Any] = {**HEAD, "kind": "claims", "claims": [CLAIM]}
+ROW = {"id": "scoring", "what": "scoring", "ours": "one pass", "other": "packages", "ratio": 3.2, "repetitions": 5}
+SPEED: dict[str, Any] = {**HEAD, "kind": "speed", "rows": [ROW]}
+
+
+def written(folder: Path, study: dict[str, Any], **changes: Any) -> Path:
+    table = copy.deepcopy(study)
+    if "claims" in table:
+        effect = changes.pop("effect", {})
+        table["claims"][0] |= changes
+        table["claims"][0]["effect"] |= effect
+    else:
+        table["rows"][0] |= changes
+    path = folder / "study.json"
+    path.write_text(json.dumps(table))
+    return path
+
+
+@pytest.mark.parametrize(
+    ("low", "high", "claimed", "verdict"),
+    [
+        (0.01, 0.07, "above", "holds"),
+        (-0.07, -0.01, "below", "holds"),
+        (-0.01, 0.015, "above", "does not hold"),  # at most 0.015, and 0.02 would matter
+        (-0.015, 0.01, "below", "does not hold"),
+        (-0.07, -0.01, "above", "does not hold"),
+        (0.01, 0.07, "below", "does not hold"),
+        (-0.01, 0.05, "above", "undecided"),
+        (-0.05, 0.01, "below", "undecided"),
+        (0.0, 0.05, "above", "undecided"),  # touches 0
+    ],
+)
+def test_a_verdict_follows_from_interval_and_smallest_effect(
+    low: float, high: float, claimed: str, verdict: str
+) -> None:
+    effect = Effect(measure="m", unit="", value=(low + high) / 2, low=low, high=high, claimed=claimed, smallest=0.02)  # type: ignore[arg-type]
+    assert effect.verdict == verdict
+
+
+def test_a_study_is_read_and_told_to_the_page(tmp_path: Path) -> None:
+    written(tmp_path, STUDY)
+    (tmp_path / "speed.json").write_text(json.dumps(SPEED))
+    told = data.studies(read_studies(tmp_path))
+    assert [one["claims"][0]["verdict"] for one in told["claims"]] == ["holds"]
+    assert told["speed"][0]["rows"][0]["ratio"] == 3.2
+    assert read_studies(tmp_path / "none") == {}
+
+
+@pytest.mark.parametrize(
+    ("study", "changes", "told"),
+    [
+        (STUDY, {"verdict": "undecided"}, "does not follow"),
+        (STUDY, {"effect": {"value": 0.2}}, "outside its interval"),
+        (STUDY, {"seeds": []}, "seeds"),
+        (STUDY, {"power": 1.5}, "power"),
+        (STUDY, {"id": "../up"}, "id"),
+        (STUDY, {"extra": 1}, "extra"),
+        (SPEED, {"ratio": 0}, "ratio"),
+        (SPEED, {"ratio": None}, "ratio"),
+    ],
+)
+def test_faults_are_named_by_file_and_key(
+    tmp_path: Path, study: dict[str, Any], changes: dict[str, Any], told: str
+) -> None:
+    path = written(tmp_path, study, **changes)
+    with pytest.raises(ResultError, match=told) as caught:
+        read_study(path)
+    assert str(caught.value).startswith(str(path)) and "\n" not in str(caught.value)
+
+
+def test_the_committed_schema_and_studies_are_valid() -> None:
+    assert (ROOT / "studies.schema.json").read_text(encoding="utf-8") == study_json_schema()
+    read_studies(STUDIES)
