@@ -1,9 +1,10 @@
 """A folder of pictures made elsewhere, as a model: it draws nothing, its pictures are copied into the run.
 
-Two layouts, told apart by their folders:
+Three layouts, told apart by what lies in the folder:
 
     <prompt_id>/<seed>.png                                        ours
     <5 digits>/metadata.jsonl, <5 digits>/samples/<digits>.png    GenEval's; prompts are matched by their text
+    <prompt_id>.png                                               DPG-Bench's; four pictures in one, two by two
 
 A picture is checked when it is copied. All missing and damaged ones end in one line with their number and the first.
 """
@@ -14,6 +15,7 @@ from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from functools import cached_property
 from pathlib import Path
+from typing import Literal
 
 from benchmarks import checkpoints
 from benchmarks.config import UserError
@@ -21,6 +23,8 @@ from metrics.base import Prompt
 
 _GENEVAL_FOLDER = re.compile(r"\d{5,}")
 _PICTURE = re.compile(r"\d+\.png")
+Layout = Literal["geneval", "ours", "dpg"]
+LAYOUTS: tuple[Layout, ...] = ("geneval", "ours", "dpg")  # the first that fits is taken
 
 
 @dataclass(frozen=True)
@@ -29,7 +33,7 @@ class PictureFolder:
 
     name: str
     folder: Path
-    geneval_layout: bool
+    layout: Layout
 
     protocol = None
     parameters = None
@@ -39,21 +43,46 @@ class PictureFolder:
     @cached_property
     def digest(self) -> str:
         """The sha256 (hex) over paths and contents of all pictures."""
-        return checkpoints.digest_files(_pictures(self.folder, self.geneval_layout), self.folder)
+        return checkpoints.digest_files(_pictures(self.folder, self.layout), self.folder)
 
     @cached_property
     def picture_size(self) -> tuple[int, int]:
         """Width and height of the first picture. Raises UserError where it cannot be read."""
         from metrics.images import read_image
 
-        return read_image(next(_pictures(self.folder, self.geneval_layout))).size
+        width, height = read_image(next(_pictures(self.folder, self.layout))).size
+        return (width // 2, height // 2) if self.layout == "dpg" else (width, height)
 
     def find(self, prompt: Prompt, seed: int) -> Path:
         """Return the path where the picture of (prompt, seed) stands or ought to stand."""
-        if not self.geneval_layout:
+        if self.layout == "ours":
             return self.folder / prompt.id / f"{seed}.png"
+        if self.layout == "dpg":
+            return self._tile(self.folder / f"{prompt.id}.png", seed)
         samples = self._samples.get(prompt.text, ())
         return samples[seed] if seed < len(samples) else self.folder / f"(prompt {prompt.text!r})" / f"sample {seed}"
+
+    def _tile(self, grid: Path, seed: int) -> Path:
+        """Return one of the four pictures of a DPG-Bench file, cut out into the user's cache.
+
+        The program crops beyond the edge without an error where it is told a wrong size; here a side must be even.
+        """
+        from metrics.images import read_image
+        from metrics.weights.files import user_cache
+
+        if seed > 3 or not grid.is_file():
+            return grid.with_suffix("") / f"{seed}.png"  # which is not there: the caller counts it
+        picture = read_image(grid)
+        if picture.width % 2 or picture.height % 2:
+            raise UserError(f"{grid}: {picture.width}x{picture.height} pixels cannot hold two by two equal pictures")
+        width, height = picture.width // 2, picture.height // 2
+        left, top = seed % 2 * width, seed // 2 * height
+        path = user_cache("tiles") / self.digest[:16] / grid.stem / f"{seed}.png"
+        if not path.is_file():
+            path.parent.mkdir(parents=True, exist_ok=True)
+            picture.crop((left, top, left + width, top + height)).save(path.with_suffix(".tmp"), "PNG")
+            path.with_suffix(".tmp").replace(path)
+        return path
 
     @cached_property
     def _samples(self) -> dict[str, Sequence[Path]]:
@@ -75,16 +104,20 @@ class PictureFolder:
 
 
 def is_picture_folder(folder: Path) -> bool:
-    """Whether a folder holds pictures in one of the two layouts."""
-    return any(True for geneval in (True, False) for _ in _pictures(folder, geneval))
+    """Whether a folder holds pictures in one of the layouts."""
+    return any(True for layout in LAYOUTS for _ in _pictures(folder, layout))
 
 
 def open_pictures(folder: Path, name: str) -> PictureFolder:
     """Return the folder as a model; `is_picture_folder` holds for it."""
-    return PictureFolder(name, folder, geneval_layout=any(True for _ in _pictures(folder, geneval=True)))
+    return PictureFolder(name, folder, next(layout for layout in LAYOUTS if any(_pictures(folder, layout))))
 
 
-def _pictures(folder: Path, geneval: bool) -> Iterator[Path]:
+def _pictures(folder: Path, layout: Layout) -> Iterator[Path]:
+    if layout == "dpg":
+        yield from sorted(path for path in folder.glob("*.png") if path.is_file())
+        return
+    geneval = layout == "geneval"
     folders = _geneval_folders(folder) if geneval else sorted(path for path in folder.iterdir() if path.is_dir())
     for inside in folders:
         yield from _in_order(inside / "samples" if geneval else inside)

@@ -1,4 +1,4 @@
-"""Prompt sets: read from JSON Lines or plain text, checked line by line, and identified by a digest.
+"""Prompt sets: read from files, checked line by line, and identified by a digest.
 
     {"id": "position-017", "prompt": "a circle left of a square", "tag": "position", "split": "unseen", ...}
 
@@ -7,24 +7,37 @@ digits, as GenEval numbers its folders; whatever else the line holds is kept as 
 text (.txt) a line is a prompt, and a line that stands again is the same prompt: lists for one image a line repeat
 their prompts, which here is the task's number of images per prompt. A prompt file is untrusted: ids become names of
 folders, so they are restricted to what every file system stores as it is.
+
+    python -m benchmarks.prompts list | describe NAME | fetch NAME | verify [NAME]
 """
 
 import hashlib
 import json
 import re
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Mapping
 from dataclasses import dataclass
 from functools import cached_property
 from pathlib import Path
 from typing import Any
 
+from benchmarks.prompt_files import find_source, is_hub_source, read_records
 from metrics.base import Prompt, UserError, nearest
 
 BUILT_IN: Mapping[str, Path] = {"micro": Path(__file__).parent / "micro" / "prompts.jsonl"}
 SAFE_ID = re.compile(r"[A-Za-z0-9_][A-Za-z0-9_.-]{0,99}")
-MAX_FILE_BYTES = 2**28
 MAX_PROMPT_CHARACTERS = 10_000
 _OWN_FIELDS = ("id", "split", "category")
+
+
+@dataclass(frozen=True)
+class Fields:
+    """Which fields of a file's records hold what, where they are named otherwise; "" = as the module says."""
+
+    id: str = ""
+    category: str = ""
+
+
+PLAIN = Fields()
 
 
 @dataclass(frozen=True)
@@ -33,78 +46,88 @@ class PromptSet:
 
     name: str
     prompts: tuple[Prompt, ...]
+    listed: int = 0  # prompts that the file lists, repeated lines counted; 0 = not read from a file
 
     @cached_property
     def digest(self) -> str:
         """The sha256 (hex) over all prompts, ids and metadata."""
         return hashlib.sha256(self.jsonl().encode()).hexdigest()
 
+    @property
+    def repeats(self) -> int:
+        """How many of the listed prompts are a text that stands before them."""
+        return max(self.listed, len(self.prompts)) - len({prompt.text for prompt in self.prompts})
+
     def jsonl(self) -> str:
         """Return the canonical text, which `read_prompts` reads back to an equal set."""
         return "".join(f"{_line(prompt)}\n" for prompt in self.prompts)
 
     def spread(self, limit: int | None) -> "PromptSet":
-        """Return `limit` prompts spread evenly over the set, so that a reduced run meets every category."""
+        """Return `limit` prompts in the balance of categories that the whole set has, spread evenly over each.
+
+        Largest remainders decide; of equal ones, the category that comes first."""
         total = len(self.prompts)
         if limit is None or limit >= total:
             return self
-        return PromptSet(self.name, tuple(self.prompts[k * total // limit] for k in range(limit)))
+        places: dict[str, list[int]] = {}
+        for index, prompt in enumerate(self.prompts):
+            places.setdefault(prompt.category, []).append(index)
+        shares = {name: divmod(len(of) * limit, total) for name, of in places.items()}
+        left = limit - sum(share for share, _ in shares.values())
+        extra = set(sorted(shares, key=lambda name: -shares[name][1])[:left])
+        chosen = []
+        for name, of in places.items():
+            number = shares[name][0] + (name in extra)
+            chosen += [of[k * len(of) // number] for k in range(number)]
+        return PromptSet(self.name, tuple(self.prompts[index] for index in sorted(chosen)))
 
 
-def read_prompts(source: str | Path) -> PromptSet:
-    """Return a built-in prompt set by name, or that of a file.
+def read_prompts(source: str | Path, fields: Fields = PLAIN) -> PromptSet:
+    """Return a built-in prompt set by name, or that of a file (`benchmarks.prompt_files`).
 
     Raises UserError for an unknown name (naming the nearest one) and for a bad line (naming file and line)."""
-    path = BUILT_IN.get(str(source), Path(source))
-    reader = READERS.get(path.suffix.lower())
-    if not path.is_file():
-        if path.parent == Path() and not path.suffix:
-            raise UserError(f"unknown prompt set {str(source)!r}; {nearest(str(source), BUILT_IN)}; or pass a file")
-        raise UserError(f"{path}: no such prompt file")
-    if reader is None:
-        raise UserError(f"{path}: prompt files end in {', '.join(READERS)}, not in {path.suffix!r}")
-    if path.stat().st_size > MAX_FILE_BYTES:
-        raise UserError(f"{path}: larger than {MAX_FILE_BYTES // 2**20} MiB; split the prompt set")
-    name = str(source) if str(source) in BUILT_IN else path.stem
-    prompts = reader(path)
-    if not prompts:
-        raise UserError(f"{path}: holds no prompt")
-    return PromptSet(name, prompts)
-
-
-def _lines(path: Path) -> Iterator[tuple[int, str]]:
-    """Yield the lines that are not empty with their numbers from 1. Raises UserError where a file is not UTF-8."""
-    try:
-        lines = path.read_text(encoding="utf-8").split("\n")
-    except UnicodeDecodeError as error:
-        raise UserError(f"{path}: not UTF-8 text ({error.reason} at byte {error.start})") from error
-    return ((number, line) for number, line in enumerate(lines, start=1) if line.strip())
-
-
-def _read_text(path: Path) -> tuple[Prompt, ...]:
-    texts = dict.fromkeys(line.strip() for _, line in _lines(path))
-    records = ({"prompt": text} for text in texts)
-    return tuple(as_prompt(record, str(path), f"{number:05d}") for number, record in enumerate(records))
-
-
-def _read_jsonl(path: Path) -> tuple[Prompt, ...]:
+    built_in = BUILT_IN.get(str(source))
+    plain = Path(str(source).partition("#")[0])
+    if (
+        built_in is None
+        and not is_hub_source(str(source))
+        and plain.parent == Path()
+        and not plain.suffix
+        and not plain.is_file()
+    ):
+        raise UserError(f"unknown prompt set {str(source)!r}; {nearest(str(source), BUILT_IN)}; or pass a file")
+    file = find_source(built_in or source)
+    repeatable = file.path.suffix.lower() == ".txt"
     prompts: list[Prompt] = []
-    line_of: dict[str, int] = {}
-    for number, line in _lines(path):
-        where = f"{path}:{number}"
-        try:
-            record = json.loads(line)
-        except (json.JSONDecodeError, RecursionError) as error:
-            raise UserError(f"{where}: not a line of JSON ({error})") from error
-        prompt = as_prompt(record, where, default_id=f"{len(prompts):05d}")
+    place_of: dict[str, str] = {}
+    texts: set[str] = set()
+    listed = 0
+    for where, record in read_records(file):
+        listed += 1
+        prompt = as_prompt(_renamed(record, fields), where, default_id=f"{len(prompts):05d}")
+        if repeatable and prompt.text in texts:
+            continue
+        texts.add(prompt.text)
         # Some file systems ignore case: "A" and "a" would share a folder.
-        if (earlier := line_of.setdefault(prompt.id.lower(), number)) != number:
-            raise UserError(f"{where}: id {prompt.id!r} is taken by line {earlier}; give each prompt its own id")
+        if (earlier := place_of.setdefault(prompt.id.lower(), where)) != where:
+            line = earlier.rpartition(":")[2].strip()
+            raise UserError(f"{where}: id {prompt.id!r} is taken by line {line}; give each prompt its own id")
         prompts.append(prompt)
-    return tuple(prompts)
+    if not prompts:
+        raise UserError(f"{file.path}: holds no prompt")
+    return PromptSet(str(source) if built_in else file.path.stem, tuple(prompts), listed)
 
 
-READERS: dict[str, Callable[[Path], tuple[Prompt, ...]]] = {".jsonl": _read_jsonl, ".txt": _read_text}
+def _renamed(record: Any, fields: Fields) -> Any:
+    if not isinstance(record, dict):
+        return record
+    renamed = dict(record)
+    if fields.id and fields.id in record:
+        renamed["id"] = str(record[fields.id])
+    if fields.category and fields.category in record:
+        value = record[fields.category]
+        renamed["category"] = value if isinstance(value, str) else f"{fields.category} {value}"
+    return renamed
 
 
 def as_prompt(record: Any, where: str, default_id: str) -> Prompt:
@@ -131,3 +154,9 @@ def as_prompt(record: Any, where: str, default_id: str) -> Prompt:
 def _line(prompt: Prompt) -> str:
     own = {"id": prompt.id, "split": prompt.split, "category": prompt.category}
     return json.dumps({**prompt.metadata, **own}, sort_keys=True, ensure_ascii=False)
+
+
+if __name__ == "__main__":
+    from benchmarks.prompts_command import cli
+
+    cli()

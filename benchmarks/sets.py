@@ -1,17 +1,21 @@
 """Prompt sets by name: shipped with the project, or declared with source, licence and digest for users to get.
 
-`prompt_sets/sets.toml` declares them; a user's folder with the others is named by `--prompts` or the environment
-variable FEWSTEP_BENCH_PROMPTS.
+`prompt_sets/sets.toml` declares them. Those that are not shipped are looked for in the folder that `--prompts` or the
+environment variable FEWSTEP_BENCH_PROMPTS names, else in the user's cache, where `python -m benchmarks.prompts fetch`
+puts them.
 """
 
 import hashlib
 import os
 from collections.abc import Mapping
+from dataclasses import replace
 from functools import cache
 from pathlib import Path
+from typing import Literal
 
 from benchmarks.config import UserError, build, config, nearest, parse_toml
-from benchmarks.prompts import BUILT_IN, PromptSet, read_prompts
+from benchmarks.prompt_files import is_hub_source
+from benchmarks.prompts import BUILT_IN, Fields, PromptSet, read_prompts
 
 FOLDER = Path(__file__).parent / "prompt_sets"
 VARIABLE = "FEWSTEP_BENCH_PROMPTS"
@@ -19,6 +23,15 @@ VARIABLE = "FEWSTEP_BENCH_PROMPTS"
 
 class MissingPrompts(UserError):
     """A declared prompt set is not on this machine; the message says where to get it."""
+
+
+@config
+class Companion:
+    """A second file that a set's prompts are joined with: DPG-Bench's questions."""
+
+    file: str
+    url: str
+    git_blob: str  # the id by which git names the content
 
 
 @config
@@ -30,6 +43,15 @@ class DeclaredSet:
     licence: str
     sha256: str = ""  # "" where no exact list has been published
     shipped: bool = False
+    split: Literal["evaluation", "training"] = "evaluation"
+    prompts: int = 0  # distinct ones; 0 = not known
+    listed: int = 0  # lines of the file; 0 = as many as prompts
+    citation: str = ""
+    note: str = ""
+    url: str = ""  # from which `fetch` brings the file; "" = for people to get
+    id_field: str = ""  # fields of its records, where they are named otherwise
+    category_field: str = ""
+    questions: Companion | None = None
 
 
 @cache
@@ -39,9 +61,16 @@ def declared_sets() -> Mapping[str, DeclaredSet]:
     return {name: build(DeclaredSet, table, f"{path} [{name}]") for name, table in parse_toml(path).items()}
 
 
+def find_declared(name: str) -> DeclaredSet:
+    """Return a declared set. Raises UserError naming the nearest one where it is unknown."""
+    if name not in declared_sets():
+        raise UserError(f"unknown prompt set {name!r}; {nearest(name, [*BUILT_IN, *declared_sets()])}")
+    return declared_sets()[name]
+
+
 def is_named(source: str) -> bool:
-    """Whether this is the name of a prompt set rather than a file."""
-    return source in BUILT_IN or source in declared_sets()
+    """Whether this is the name of a prompt set, or a file on the hub, rather than a file here."""
+    return source in BUILT_IN or source in declared_sets() or is_hub_source(source)
 
 
 def read_set(source: str, folder: Path | None = None) -> PromptSet:
@@ -50,31 +79,62 @@ def read_set(source: str, folder: Path | None = None) -> PromptSet:
     Raises: MissingPrompts where a declared set is not there; UserError for an unknown name, another file than the
     declared one, and a bad line."""
     if source not in declared_sets():
-        if Path(source).suffix or source in BUILT_IN or len(Path(source).parts) != 1:
+        path = Path(source.partition("#")[0])
+        if is_hub_source(source) or path.suffix or source in BUILT_IN or len(path.parts) != 1:
             return read_prompts(source)
         raise UserError(f"unknown prompt set {source!r}; {nearest(source, [*BUILT_IN, *declared_sets()])}")
     entry = declared_sets()[source]
-    path = _folder(entry, folder, source) / entry.file
+    path = find_file(source, entry, folder)
+    found = read_prompts(path, Fields(id=entry.id_field, category=entry.category_field))
+    if entry.questions:
+        found = _with_questions(source, found, entry.questions, folder)
+    return replace(found, name=source)
+
+
+def find_file(name: str, entry: DeclaredSet, folder: Path | None = None) -> Path:
+    """Return the file of a declared set. Raises MissingPrompts where it is absent, UserError where it is another."""
+    path = (FOLDER if entry.shipped else sets_folder(folder)) / entry.file
     if not path.is_file():
-        raise MissingPrompts(f"{path}: no such file; {_mend(entry)}")
+        raise MissingPrompts(
+            f"{path}: no such file; prompt set {name!r} is not shipped (licence: {entry.licence}); "
+            f"{mend(name, entry)}"
+        )
     found = hashlib.sha256(path.read_bytes()).hexdigest()
     if entry.sha256 and found != entry.sha256:
-        raise UserError(f"{path}: sha256 is {found}, that of prompt set {source!r} is {entry.sha256}; {_mend(entry)}")
-    return PromptSet(source, read_prompts(path).prompts)
-
-
-def _folder(entry: DeclaredSet, folder: Path | None, name: str) -> Path:
-    if entry.shipped:
-        return FOLDER
-    if folder is None and VARIABLE in os.environ:
-        folder = Path(os.environ[VARIABLE])
-    if folder is None:
-        raise MissingPrompts(
-            f"prompt set {name!r} is not shipped (licence: {entry.licence}); {_mend(entry)} in a folder of yours, "
-            f"and pass --prompts FOLDER or set {VARIABLE}"
+        raise UserError(
+            f"{path}: sha256 is {found}, that of prompt set {name!r} is {entry.sha256}; {mend(name, entry)}"
         )
-    return folder
+    return path
 
 
-def _mend(entry: DeclaredSet) -> str:
-    return f"save it as {entry.file} (source: {entry.source})"
+def find_questions(name: str, companion: Companion, folder: Path | None = None) -> Path:
+    """Return a set's second file. Raises MissingPrompts where it is not there, UserError where it is another one."""
+    from benchmarks.dpg_questions import git_blob_id
+
+    path = sets_folder(folder) / companion.file
+    command = f"run: python -m benchmarks.prompts fetch {name}, or save {companion.url} there"
+    if not path.is_file():
+        raise MissingPrompts(f"{path}: no such file; the questions of prompt set {name!r} are not shipped; {command}")
+    if (found := git_blob_id(path.read_bytes())) != companion.git_blob:
+        raise UserError(f"{path}: git's id of it is {found}, should be {companion.git_blob}; {command}")
+    return path
+
+
+def sets_folder(folder: Path | None = None) -> Path:
+    """Return the folder of sets that are not shipped: the one given, the variable's, or the user's cache."""
+    from metrics.weights.files import user_cache
+
+    named = os.environ.get(VARIABLE, "")
+    return folder or (Path(named) if named else user_cache("prompts"))
+
+
+def mend(name: str, entry: DeclaredSet) -> str:
+    """Return how to get a set's file, as the end of an error message."""
+    by_hand = f"save it as {entry.file} (source: {entry.source}) in a folder of yours and pass --prompts FOLDER"
+    return f"run: python -m benchmarks.prompts fetch {name}, or {by_hand}" if entry.url else by_hand
+
+
+def _with_questions(name: str, prompts: PromptSet, companion: Companion, folder: Path | None) -> PromptSet:
+    from benchmarks.dpg_questions import join_questions, read_questions
+
+    return join_questions(prompts, read_questions(find_questions(name, companion, folder)))

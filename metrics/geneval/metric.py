@@ -9,7 +9,7 @@ Value: unweighted mean over the categories (Ghosh et al. 2023, "Overall"). Axes:
 
 import json
 from collections.abc import Mapping, Sequence
-from typing import Any, ClassVar
+from typing import Any, ClassVar, Literal
 
 import numpy as np
 import torch
@@ -51,16 +51,21 @@ class GenEval(PerImage):
 class FlowGrpoGenEval(GenEval):
     """Base of soft variants: Flow-GRPO's reward, a mean of partial credits."""
 
+    column: ClassVar[Literal["soft", "strict"]] = "soft"  # what the score is
+
     def measure(self, features: Features, batch: Batch) -> Rows:
-        """Return {"score": soft credit, at most 1, "strict": 0 or 1, "detections": JSON}, B of each; errors alike."""
+        """Return {"score": soft credit, at most 1 (or "strict"), "strict": 0 or 1, "detections": JSON}, B of each;
+        errors alike."""
         detections: Sequence[Detections] = features[self.features[0]]
         verdicts = [
             judge_flow_grpo(found, record_of(prompt), named_colours, self.constants)
             for found, prompt in zip(detections, batch.prompts, strict=True)
         ]
+        soft_B = torch.tensor([float(verdict.soft) for verdict in verdicts])
+        strict_B = torch.tensor([float(verdict.strict_correct) for verdict in verdicts])
         return {
-            "score": torch.tensor([float(verdict.soft) for verdict in verdicts]),
-            "strict": torch.tensor([float(verdict.strict_correct) for verdict in verdicts]),
+            "score": soft_B if self.column == "soft" else strict_B,
+            "strict": strict_B,
             "detections": [detections_json(found) for found in detections],
         }
 

@@ -6,16 +6,20 @@ in counting, colour and position look at the most confident objects only. `judge
 Flow-GRPO (Liu et al. 2025) and RTDMD use as a reward.
 
 A record: tag, prompt, include [{class, count, color?, position? = [relation, index of the target clause]}], exclude?.
-Pure functions over numpy; whatever perceives (detector, colour classifier) is the caller's.
+Pure functions; whatever perceives (detector, colour classifier) is the caller's. They decide in float32 as upstream
+does, but compute in Python's floats wherever no rounding can change the answer: that is ten times as fast.
 """
 
+import math
+import struct
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
+from functools import cache
 from typing import Any
 
 import numpy as np
 
-from metrics.base import UserError
+from metrics.base import UserError, nearest
 
 Box = tuple[float, float, float, float]
 RELATIONS = ("left of", "right of", "above", "below")
@@ -48,6 +52,7 @@ class Constants:
     max_overlap: float = 1.0
     position_threshold: float = 0.1
     colours: tuple[str, ...] = GENEVAL_COLOURS  # the order in which reasons list them
+    classes: frozenset[str] = frozenset()  # what the detector can find; empty = whatever a record names
 
 
 GENEVAL = Constants()
@@ -74,7 +79,7 @@ def judge(
     detections: Detections, record: Mapping[str, Any], colours: ColourOracle, constants: Constants = GENEVAL
 ) -> Verdict:
     """Return the official verdict. Raises UserError where the record is malformed (`check_record`)."""
-    check_record(record)
+    check_record(record, constants)
     kept = keep(detections, record["tag"], constants)
     reasons: list[str] = []
     groups: list[list[Detected] | None] = []
@@ -97,7 +102,7 @@ def judge_flow_grpo(
 
     A wrong position adds a credit of 0 and then, as upstream does, one of 1. Raises UserError for a malformed record.
     """
-    check_record(record)
+    check_record(record, constants)
     kept = keep(detections, record["tag"], constants)
     strict, credits = True, []
     groups: list[list[Detected] | None] = []
@@ -125,43 +130,104 @@ def judge_flow_grpo(
     return FlowGrpoVerdict(strict, sum(credits) / len(credits))
 
 
-def check_record(record: Mapping[str, Any]) -> None:
-    """Raise UserError where a record cannot be judged: no clause, a count below 1, a wrong relation or target."""
-    where = f"prompt {record.get('prompt', '')!r}"
-    if not record.get("include"):
-        raise UserError(f"{where}: no include clause; a GenEval record names at least one object")
-    for index, clause in enumerate(record["include"]):
-        if clause["count"] < 1:
-            raise UserError(f"{where}: include count {clause['count']} of {clause['class']!r} must be at least 1")
-        if "position" in clause:
-            relation, target = clause["position"]
-            if relation not in RELATIONS:
-                raise UserError(f"{where}: relation {relation!r} is none of {', '.join(RELATIONS)}")
-            if not 0 <= target < index:
-                raise UserError(f"{where}: position target {target} must be an earlier clause than {index}")
-    for clause in record.get("exclude", ()):
-        if clause["count"] < 1:
-            raise UserError(f"{where}: exclude count {clause['count']} of {clause['class']!r} must be at least 1")
+def check_record(record: Mapping[str, Any], constants: Constants = GENEVAL) -> None:
+    """Raise UserError where a record cannot be judged: no clause, a count below 1, an unknown class or colour, a
+    wrong relation or target."""
+    for side in ("include", "exclude"):
+        clauses = record.get(side, ())
+        if not isinstance(clauses, (list, tuple)) or (side == "include" and not clauses):
+            raise UserError(f"{_where(record)}: no include clause; a GenEval record names at least one object")
+        for index, clause in enumerate(clauses):
+            if problem := _clause_problem(side, index, clause, constants):
+                raise UserError(f"{_where(record)}: {problem}")
+
+
+def _where(record: Mapping[str, Any]) -> str:
+    return f"prompt {record.get('prompt', '')!r}"
+
+
+def _clause_problem(side: str, index: int, clause: Any, constants: Constants) -> str:
+    """Return what is wrong with one clause, "" where nothing is."""
+    if not isinstance(clause, dict) or "class" not in clause or "count" not in clause:
+        return f"{side} clause {index} must be an object with 'class' and 'count'"
+    name, count = clause["class"], clause["count"]
+    if constants.classes and name not in constants.classes:
+        return f"the detector knows no class {name!r}; {nearest(str(name), constants.classes)}"
+    if not isinstance(count, int) or count < 1:
+        return f"{side} count {count} of {name!r} must be at least 1"
+    if "color" in clause and clause["color"] not in constants.colours:
+        return f"colour {clause['color']!r} is none of {', '.join(constants.colours)}"
+    if "position" in clause:
+        match clause["position"]:
+            case [relation, int(target)]:
+                if relation not in RELATIONS:
+                    return f"relation {relation!r} is none of {', '.join(RELATIONS)}"
+                if not 0 <= target < index:
+                    return f"position target {target} must be an earlier clause than {index}"
+            case other:
+                return f"position {other!r} must be [relation, index of an earlier clause]"
+    return ""
 
 
 def keep(detections: Detections, tag: str, constants: Constants = GENEVAL) -> dict[str, list[Detected]]:
     """Return the objects that count, by class, most confident first; classes without any are left out."""
-    threshold = np.float32(constants.counting_threshold if tag == "counting" else constants.threshold)
+    cut = _largest_not_above(constants.counting_threshold if tag == "counting" else constants.threshold)
     kept = {}
     for name, objects in detections.items():
-        # Upstream reverses an ascending argsort: of equal scores, the later comes first.
-        order = sorted(range(len(objects)), key=lambda i: (np.float32(objects[i].score), i), reverse=True)
-        confident = [objects[i] for i in order if np.float32(objects[i].score) > threshold]
-        chosen = confident[: constants.max_objects]
-        if constants.max_overlap != 1:
-            chosen = _without_overlaps(chosen, constants.max_overlap)
-        if chosen:
-            kept[name] = chosen
+        chosen = [detected for detected in objects if detected.score > cut]
+        if not chosen:
+            continue
+        if len(chosen) > 1:
+            # Upstream reverses an ascending argsort: of equal scores, the later comes first.
+            chosen.reverse()
+            chosen.sort(key=_float32_score, reverse=True)
+            chosen = chosen[: constants.max_objects]
+            if constants.max_overlap != 1:
+                chosen = _without_overlaps(chosen, constants.max_overlap)
+        kept[name] = chosen
     return kept
 
 
+@cache
+def _largest_not_above(threshold: float) -> float:
+    """Return the largest float that, rounded to float32, is not above float32(threshold)."""
+    single = np.float32(threshold)
+    middle = (float(single) + float(np.nextafter(single, np.float32(np.inf)))) / 2
+    return middle if np.float32(middle) == single else math.nextafter(middle, -math.inf)
+
+
+_SINGLE = struct.Struct("f")
+
+
+def _float32_score(detected: Detected) -> float:
+    return _SINGLE.unpack(_SINGLE.pack(detected.score))[0]
+
+
 def relative_position(subject: Box, target: Box, position_threshold: float = 0.1) -> set[str]:
-    """Return the relations in which the subject's box stands to the target's: none, one or two. float32."""
+    """Return the relations in which the subject's box stands to the target's: none, one or two.
+
+    o = centre_A - centre_B;  r = max(|o| - threshold (size_A + size_B), 0) sign(o);  (dx, dy) = r / ||o||
+    """
+    ax1, ay1, ax2, ay2 = subject
+    bx1, by1, bx2, by2 = target
+    ox, oy = (ax1 + ax2 - bx1 - bx2) / 2, (ay1 + ay2 - by1 - by2) / 2
+    rx = abs(ox) - position_threshold * (abs(ax2 - ax1) + abs(bx2 - bx1))
+    ry = abs(oy) - position_threshold * (abs(ay2 - ay1) + abs(by2 - by1))
+    half = math.hypot(ox, oy) / 2
+    # Far more than float32 can be off: nearer to a border than this, upstream's own arithmetic decides.
+    slack = 1e-5 * max(abs(ax1), abs(ay1), abs(ax2), abs(ay2), abs(bx1), abs(by1), abs(bx2), abs(by2))
+    if min(abs(rx - half), abs(ry - half), abs(rx - 1e-3), abs(ry - 1e-3)) <= slack:
+        return _relative_position_float32(subject, target, position_threshold)
+    found = set()
+    if rx > half:
+        found.add("left of" if ox < 0 else "right of")
+    if ry > half:
+        found.add("above" if oy < 0 else "below")
+    return found
+
+
+def _relative_position_float32(subject: Box, target: Box, position_threshold: float) -> set[str]:
+    """Return the same by upstream's arithmetic: float32 at every step, numpy's norm."""
     boxes = np.array([subject, target], dtype=np.float32).reshape(2, 2, 2)
     centre_A, centre_B = boxes.mean(axis=1)
     size_A, size_B = np.abs(np.diff(boxes, axis=1))[:, 0]

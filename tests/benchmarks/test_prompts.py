@@ -1,8 +1,10 @@
 from pathlib import Path
 
+import pyarrow as pa
+import pyarrow.parquet as pq
 import pytest
 
-from benchmarks.prompts import PromptSet, read_prompts
+from benchmarks.prompts import Fields, PromptSet, read_prompts
 from metrics.base import Prompt, UserError
 
 
@@ -93,3 +95,68 @@ def test_plain_text_is_a_prompt_a_line_and_repeated_lines_are_one_prompt(tmp_pat
     path.write_text("a red circle\n\n a blue square \na red circle\n", encoding="utf-8")
     prompts = read_prompts(path).prompts
     assert [(prompt.id, prompt.text) for prompt in prompts] == [("00000", "a red circle"), ("00001", "a blue square")]
+
+
+def test_a_limited_set_keeps_the_balance_of_categories() -> None:
+    categories = ["a"] * 50 + ["b"] * 30 + ["c"] * 20
+    prompts = PromptSet("s", tuple(Prompt(text=str(n), id=str(n), category=c) for n, c in enumerate(categories)))
+
+    def counts(limit: int) -> tuple[int, ...]:
+        chosen = [prompt.category for prompt in prompts.spread(limit).prompts]
+        assert len(chosen) == limit
+        return tuple(chosen.count(name) for name in "abc")
+
+    assert counts(10) == (5, 3, 2)
+    assert counts(6) == (3, 2, 1)
+    assert counts(1) == (1, 0, 0)
+    ids = [int(prompt.id) for prompt in prompts.spread(10).prompts]
+    assert ids == sorted(ids) == [0, 10, 20, 30, 40, 50, 60, 70, 80, 90]
+
+
+def test_tables_name_the_column_of_their_prompts(tmp_path: Path) -> None:
+    table = write(tmp_path, 'caption,category,prompt\n"a, b",x,other\nc,y,\n', "t.csv")
+    first, second = read_prompts(f"{table}#caption").prompts
+    assert (first.text, first.category, first.metadata["prompt"]) == ("a, b", "x", "a, b")
+    assert second.text == "c"
+    pq.write_table(pa.table({"Prompt": ["a", "b"], "image": [b"1", b"2"], "n": [1, 2]}), tmp_path / "t.parquet")
+    found = read_prompts(f"{tmp_path / 't.parquet'}#Prompt").prompts
+    assert [(prompt.text, prompt.metadata["n"]) for prompt in found] == [("a", 1), ("b", 2)]
+    assert all("image" not in prompt.metadata for prompt in found)
+    for name in ("t.csv#text", "t.parquet"):
+        with pytest.raises(UserError, match=r"no column .* name one of .*#COLUMN"):
+            read_prompts(f"{tmp_path / name}")
+
+
+def test_damaged_tables_are_one_clear_line(tmp_path: Path) -> None:
+    with pytest.raises(UserError, match="no readable Parquet file"):
+        read_prompts(write(tmp_path, "no parquet", "t.parquet"))
+    with pytest.raises(UserError, match=r"t.csv:2: not a line of CSV"):
+        read_prompts(write(tmp_path, 'prompt\n"a" b\n', "t.csv"))
+
+
+def test_repeats_of_a_list_are_counted(tmp_path: Path) -> None:
+    text = read_prompts(write(tmp_path, "a\nb\na\na\n", "l.txt"))
+    lines = read_prompts(write(tmp_path, '{"prompt": "a"}\n{"prompt": "a"}\n'))
+    assert (len(text.prompts), text.listed, text.repeats) == (2, 4, 2)
+    assert (len(lines.prompts), lines.listed, lines.repeats) == (2, 2, 1)
+
+
+def test_other_fields_can_hold_id_and_category(tmp_path: Path) -> None:
+    path = write(tmp_path, '{"item_id": 7, "prompt": "a", "atom_count": 3}\n')
+    (prompt,) = read_prompts(path, Fields(id="item_id", category="atom_count")).prompts
+    assert (prompt.id, prompt.category) == ("7", "atom_count 3")
+
+
+def test_a_hub_source_is_fetched_and_its_errors_say_how(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    calls: list[tuple[object, ...]] = []
+
+    def download(repo: str, path: str, *, repo_type: str, revision: str | None) -> str:
+        calls.append((repo, path, repo_type, revision))
+        return str(write(tmp_path, "caption\na dog\n", "part.csv"))
+
+    monkeypatch.setattr("huggingface_hub.hf_hub_download", download)
+    (prompt,) = read_prompts("hf:org/name@abc/data/part.csv#caption").prompts
+    assert prompt.text == "a dog"
+    assert calls == [("org/name", "data/part.csv", "dataset", "abc")]
+    with pytest.raises(UserError, match="expected hf:org/name"):
+        read_prompts("hf:nonsense")

@@ -1,0 +1,1 @@
+"""Answerers of questions about pictures: an interface, and models behind it."""

@@ -1,0 +1,103 @@
+"""A vision-language model of transformers (Qwen3-VL, Qwen2.5-VL) as answerer: one forward pass per question.
+
+User turn: the picture, then the question; the probabilities are softmax over the whole vocabulary at the first answer
+token, in float32, from the raw logits (`generate` would apply the folder's repetition penalty first). Pairs are
+batched, padded on the left, so that the last position is the answer's.
+Axes: P pairs, L tokens, V vocabulary.
+"""
+
+from collections.abc import Mapping, Sequence
+from functools import cached_property
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+from PIL import Image
+
+from metrics.base import UserError
+from metrics.vqa.answerer import Answer
+from metrics.weights import Weights
+
+BATCH = 16
+
+
+class VisionLanguageModel:
+    """One model folder, loaded at first use in the number format of its files."""
+
+    def __init__(self, weights: Weights, device: torch.device, batch_size: int = BATCH) -> None:
+        self.weights, self.device, self.batch_size = weights, device, batch_size
+
+    def answer(
+        self, images: Sequence[np.ndarray], questions: Sequence[str], candidates: Sequence[Sequence[str]]
+    ) -> list[Answer]:
+        """Return P answers; see `metrics.vqa.answerer`."""
+        answers: list[Answer] = []
+        for start in range(0, len(images), self.batch_size):
+            some = slice(start, start + self.batch_size)
+            probabilities_PV = self._first_token(images[some], questions[some])
+            answers += [
+                self._read(probabilities_V, wanted)
+                for probabilities_V, wanted in zip(probabilities_PV, candidates[some], strict=True)
+            ]
+        return answers
+
+    @torch.no_grad()
+    def _first_token(self, images: Sequence[np.ndarray], questions: Sequence[str]) -> torch.Tensor:
+        """Return the probabilities [P, V] of the first answer token, float32, on the CPU."""
+        turns = [
+            [
+                {
+                    "role": "user",
+                    "content": [{"type": "image", "image": Image.fromarray(image)}, {"type": "text", "text": text}],
+                }
+            ]
+            for image, text in zip(images, questions, strict=True)
+        ]
+        inputs = self._processor.apply_chat_template(
+            turns,
+            add_generation_prompt=True,
+            tokenize=True,
+            return_dict=True,
+            return_tensors="pt",
+            processor_kwargs={"padding": True, "padding_side": "left"},
+        ).to(self.device)
+        logits_PV = self._model(**inputs, logits_to_keep=1).logits[:, -1]
+        return logits_PV.float().softmax(dim=-1).cpu()
+
+    def _read(self, probabilities_V: torch.Tensor, candidates: Sequence[str]) -> Answer:
+        text = self._processor.tokenizer.decode([int(probabilities_V.argmax())])
+        return Answer(text, tuple(float(probabilities_V[self._first_id(one)]) for one in candidates))
+
+    def _first_id(self, text: str) -> int:
+        if text not in self._first_ids:
+            ids = self._processor.tokenizer.encode(text, add_special_tokens=False)
+            if not ids:
+                raise UserError(
+                    f"{self.weights.folder()}: its tokenizer has no token for {text!r}; {self.weights.mend}"
+                )
+            self._first_ids[text] = ids[0]
+        return self._first_ids[text]
+
+    @cached_property
+    def _first_ids(self) -> dict[str, int]:
+        return {}
+
+    @cached_property
+    def _folder(self) -> Path:
+        self.weights.check()
+        return self.weights.folder()
+
+    @cached_property
+    def _processor(self) -> Any:
+        from transformers import AutoProcessor
+
+        return AutoProcessor.from_pretrained(self._folder, local_files_only=True, trust_remote_code=False)
+
+    @cached_property
+    def _model(self) -> Any:
+        from transformers import AutoModelForImageTextToText
+
+        options: Mapping[str, Any] = {"local_files_only": True, "trust_remote_code": False, "use_safetensors": True}
+        model = AutoModelForImageTextToText.from_pretrained(self._folder, dtype="auto", **options)
+        return model.to(self.device).eval().requires_grad_(False)
