@@ -16,8 +16,9 @@ from benchmarks.protocol import Dtype, Protocol
 from benchmarks.sets import MissingPrompts, read_set
 from benchmarks.store import ImageSet
 from benchmarks.suites import Suite, TaskSpec
-from metrics.base import nearest
+from metrics.base import make, nearest
 from metrics.loaded import Scorer
+from metrics.sets import SetMetric, WholePrompts
 
 NOT_ASKED = "none of its metrics is among --metrics"
 
@@ -118,7 +119,8 @@ def _plan_task(
     prompts = all_prompts.spread(overrides.limit)
     images = min(overrides.seeds or spec.images_per_prompt, spec.images_per_prompt)
     metrics = [metric for metric in spec.metrics if not overrides.metrics or metric in overrides.metrics]
-    too_few = {metric: why for metric in metrics if (why := _too_few_images(metric, scorer, images))}
+    total = images * len(prompts.prompts)
+    too_few = {metric: why for metric in metrics if (why := _too_few_images(metric, scorer, images, total))}
     missing = {metric: why for metric in metrics if metric not in too_few and (why := scorer.missing(metric) or "")}
     skipped = {**too_few, **missing}
     protocol = _protocol(spec, model, overrides)
@@ -151,11 +153,16 @@ def _prompts(spec: TaskSpec, folder: Path | None) -> tuple[PromptSet, str]:
         return PromptSet(spec.prompts, ()), str(error)
 
 
-def _too_few_images(metric: str, scorer: Scorer, images_per_prompt: int) -> str:
+def _too_few_images(metric: str, scorer: Scorer, images_per_prompt: int, images: int) -> str:
     least = scorer.card(metric).min_images_per_prompt
-    if images_per_prompt >= least:
-        return ""
-    return f"needs at least {least} images of each prompt, and there are {images_per_prompt}; pass --seeds {least}"
+    if images_per_prompt < least:
+        return (
+            f"needs at least {least} images of each prompt, and there are {images_per_prompt}; pass --seeds {least}"
+        )
+    made = scorer.metrics[metric]
+    if isinstance(made, SetMetric) and images < made.min_images:
+        return f"needs at least {made.min_images} images in all, and there are {images}; take more prompts or seeds"
+    return ""
 
 
 def _wrong_model(spec: TaskSpec, model: Model, protocol: Protocol | None) -> str:
@@ -207,14 +214,18 @@ def _reduced(spec: TaskSpec, overrides: Overrides, *, limited: bool, images: int
 
 def _share_image_sets(tasks: list[PlannedTask]) -> list[PlannedTask]:
     """Give tasks of equal prompts and protocol the set of the first of them, with the most images any asks for."""
-    shared: dict[tuple[str, str], ImageSet] = {}
+    shared: dict[tuple[str, str, int], ImageSet] = {}
     for task in tasks:
         if not task.reason:
-            earlier = shared.setdefault(_key(task.image_set), task.image_set)
+            earlier = shared.setdefault(_key(task), task.image_set)
             most = max(earlier.images_per_prompt, task.image_set.images_per_prompt)
-            shared[_key(task.image_set)] = replace(earlier, images_per_prompt=most)
-    return [task if task.reason else replace(task, image_set=shared[_key(task.image_set)]) for task in tasks]
+            shared[_key(task)] = replace(earlier, images_per_prompt=most)
+    return [task if task.reason else replace(task, image_set=shared[_key(task)]) for task in tasks]
 
 
-def _key(image_set: ImageSet) -> tuple[str, str]:
-    return image_set.prompts.digest, image_set.protocol.digest() if image_set.protocol else ""
+def _key(task: PlannedTask) -> tuple[str, str, int]:
+    """Return what tasks that share a set have in common; a metric of all pictures of a prompt fixes their number."""
+    image_set = task.image_set
+    fixed = any(isinstance(make(metric), WholePrompts) for metric in task.metrics)
+    protocol = image_set.protocol.digest() if image_set.protocol else ""
+    return image_set.prompts.digest, protocol, image_set.images_per_prompt if fixed else 0

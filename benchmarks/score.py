@@ -12,6 +12,7 @@ import shutil
 from collections.abc import Iterable, Mapping, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
 from contextlib import ExitStack
+from dataclasses import replace
 from typing import TYPE_CHECKING
 
 from filelock import FileLock
@@ -21,10 +22,11 @@ from benchmarks.config import UserError
 from benchmarks.progress import progress
 from benchmarks.rows import Identity, merge_rows, write_rows
 from benchmarks.store import ImageSet, Item, Run
-from metrics.base import Batch, Features, Rows
+from metrics.base import Batch, Features, Rows, make
 from metrics.features import Inputs, Models
 from metrics.images import read_image
 from metrics.loaded import Scorer
+from metrics.sets import WholePrompts
 
 if TYPE_CHECKING:
     from PIL.Image import Image
@@ -47,7 +49,18 @@ def score(
     todo = [metric for metric in metrics if not run.evidence(image_set.name, metric).exists()]
     for metric in set(metrics) - set(todo):  # merged, then killed before the shards were gone
         shutil.rmtree(run.shard(image_set.name, metric, 0).parent, ignore_errors=True)
-    return _Scoring(run, image_set, todo, device, {} if models is None else models).work()
+    models = {} if models is None else models
+    together = [metric for metric in todo if isinstance(make(metric), WholePrompts)]
+    failed = _Scoring(run, image_set, sorted(set(todo) - set(together)), device, models).work()
+    if together:
+        failed |= _Scoring(_by_prompt(run, image_set), image_set, together, device, models).work()
+    return failed
+
+
+def _by_prompt(run: Run, image_set: ImageSet) -> Run:
+    """Return the run in blocks of whole prompts: at least one, and no larger than the run's where that can be."""
+    images = image_set.images_per_prompt
+    return replace(run, block_size=images * max(1, run.block_size // images))
 
 
 def identify(metric: str, scorer: Scorer) -> Identity:
@@ -80,7 +93,8 @@ class _Scoring:
         """Measure all that is missing; return `failed`."""
         name = self.image_set.name
         images = sum(len(self.run.block(self.image_set, n)) for n in range(self.count) if self.missing(n))
-        claims = self.run.claim(f"score-{name}", self.count, lambda n: not self.missing(n))
+        stage = f"score-{name}-{self.run.block_size}"  # blocks of another size are other blocks
+        claims = self.run.claim(stage, self.count, lambda n: not self.missing(n))
         with (
             progress(f"{name}: scoring", images) as advance,
             ThreadPoolExecutor(DECODERS) as self._decoders,

@@ -25,7 +25,7 @@ from benchmarks.config import UserError, as_table
 from benchmarks.manifest import not_shipped
 from benchmarks.models import Model
 from benchmarks.plan import NOT_ASKED, Plan, PlannedTask
-from benchmarks.rows import read_rows
+from benchmarks.rows import read_parts, read_rows
 from benchmarks.score import identify
 from benchmarks.store import RESULT, Item, Run, write_whole
 from leaderboards import evidence
@@ -35,6 +35,7 @@ from leaderboards.statistics import Scores, breakdown
 from leaderboards.store import Sample, file_stem
 from metrics.base import Card, Rows, Summary
 from metrics.loaded import TRUNCATED, Scorer
+from metrics.sets import SetMetric
 
 ROOT = Path(__file__).resolve().parent.parent
 GALLERY_PROMPTS, GALLERY_SEEDS = 32, 2
@@ -110,9 +111,13 @@ def _measured(run: Run, planned: PlannedTask, card: Card, scorer: Scorer) -> tup
     """Return one metric's values and its rows of evidence. Raises UserError where its rows cannot be read."""
     items = [item for item in planned.image_set.items if item.seed < planned.images_per_prompt]
     identity = identify(card.id, scorer)
-    rows = read_rows(run.evidence(planned.image_set.name, card.id), items, identity)
-    n_truncated = _count_truncated(rows, items)
-    summary = scorer.metrics[card.id].summarise(rows, [item.prompt for item in items])
+    evidence_file, metric, n_truncated = run.evidence(planned.image_set.name, card.id), scorer.metrics[card.id], 0
+    if isinstance(metric, SetMetric):
+        summary = metric.summarise_parts(read_parts(evidence_file, items, identity))
+    else:
+        rows = read_rows(evidence_file, items, identity)
+        n_truncated = _count_truncated(rows, items)
+        summary = metric.summarise(rows, [item.prompt for item in items])
     common = {
         **_identity_fields(card),
         "status": "ok",

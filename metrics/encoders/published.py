@@ -112,7 +112,7 @@ def transformers_outputs(
     image, text          pictures by PIL, cropped as transformers does; transformers' tokens
     image-openai, text-openai, text-depicts    cropped as OpenAI does; OpenAI's tokens, the last after a prefix
     image-bilinear       floats resized bilinearly, as torchvision's default is on tensors
-    hidden               the class token before the last norm, of the pass of "image"
+    hidden, post         the class token before and after the last norm, of the pass of "image"
     logit, logit-bilinear    exp(logit_scale) cos, of "text" with "image" or "image-bilinear"
     """
     clip = ClipFile(weights, file, device, config)
@@ -132,7 +132,8 @@ def transformers_outputs(
         output: image_encoder(clip.image, preprocessing, weights, itemgetter("embedding"))
         for output, preprocessing in pictures.items()
     }
-    seen["hidden"] = image_encoder(clip.image, pictures["image"], weights, itemgetter("hidden"))
+    for output in ("hidden", "post"):
+        seen[output] = image_encoder(clip.image, pictures["image"], weights, itemgetter(output))
     read = {output: text_encoder(clip.text, kind, weights) for output, kind in tokens.items()}
     logits = {
         f"logit{ending}": Encoder(

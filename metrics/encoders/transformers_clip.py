@@ -42,10 +42,11 @@ class ClipFile:
         self.weights, self.file, self.device, self.config = weights, file, device, config
 
     def image(self, pixels_BCHW: Tensor) -> dict[str, Tensor]:
-        """Return {"embedding": projected [B, D], "hidden": class token's last state}, float32, not normalised."""
+        """Return {"embedding": projected [B, D], "post": before that, "hidden": before the last norm, too}, float32,
+        not normalised."""
         seen = self._model.vision_model(pixel_values=pixels_BCHW)
         embedding_BD = self._model.visual_projection(seen.pooler_output)
-        return {"embedding": embedding_BD, "hidden": seen.last_hidden_state[:, 0]}
+        return {"embedding": embedding_BD, "post": seen.pooler_output, "hidden": seen.last_hidden_state[:, 0]}
 
     def text(self, ids_BL: Tensor) -> Tensor:
         """Return projected embeddings [B, D], float32, not normalised."""

@@ -31,7 +31,8 @@ def plan(tmp_path: Path, monkeypatch: pytest.MonkeyPatch):
 def test_a_task_without_its_prompt_set_is_skipped_with_one_line(plan, tmp_path: Path) -> None:
     found = plan({"prompts": "drawbench", "metrics": ("toy_gone", "toy_redness")}, {})
     assert [task.spec.name for task in found.running] == ["task-1"]
-    assert found.tasks[0].reason.startswith(f"{tmp_path / 'drawbench.txt'}: no such file; save it as drawbench.txt")
+    assert found.tasks[0].reason.startswith(f"{tmp_path / 'drawbench.txt'}: no such file; ")
+    assert "pass --prompts" in found.tasks[0].reason
     assert "\n" not in found.tasks[0].reason
     assert found.missing == {}  # the task cannot run with or without weights
 

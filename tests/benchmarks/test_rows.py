@@ -3,7 +3,8 @@ from pathlib import Path
 import pytest
 import torch
 
-from benchmarks.rows import merge_rows, read_rows, write_rows
+from benchmarks import rows
+from benchmarks.rows import merge_rows, read_parts, read_rows, write_rows
 from benchmarks.store import Item
 from metrics.base import Prompt, Rows, UserError
 
@@ -73,3 +74,37 @@ def test_missing_rows_and_damaged_files_are_named(tmp_path: Path) -> None:
     path.write_bytes(path.read_bytes()[:-10])
     with pytest.raises(UserError, match="missing or damaged"):
         read_rows(path, ITEMS, IDENTITY)
+
+
+def test_parts_are_the_rows_of_the_wanted_items_in_the_order_of_the_file(tmp_path: Path) -> None:
+    items = [Item(Prompt(text=text, id=text), seed) for text in "abc" for seed in (0, 1)]
+    values = torch.arange(12.0).reshape(6, 2)
+    write_rows(tmp_path / "rows", items, {"feature": values}, {"metric": "toy"})
+    wanted = [item for item in items if item.seed == 1]
+    parts = list(read_parts(tmp_path / "rows", wanted[::-1], {"metric": "toy"}, part=2))
+    assert [len(part["feature"]) for part in parts] == [1, 1, 1]
+    assert torch.equal(torch.cat([part["feature"] for part in parts]), values[1::2])
+    with pytest.raises(UserError, match="has no row of d/0"):
+        list(read_parts(tmp_path / "rows", [Item(Prompt(text="d", id="d"), 0)], {"metric": "toy"}))
+    with pytest.raises(UserError, match="was measured with metric = 'toy', now it is 'other'"):
+        list(read_parts(tmp_path / "rows", wanted, {"metric": "other"}))
+    write_rows(tmp_path / "twice", [*items, items[1]], {"feature": torch.zeros(7)}, {"metric": "toy"})
+    with pytest.raises(UserError, match="some twice"):
+        list(read_parts(tmp_path / "twice", wanted, {"metric": "toy"}))
+
+
+def test_many_rows_are_merged_shard_by_shard_to_the_same_rows(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    items = [Item(Prompt(text="a", id="a"), seed) for seed in range(6)]
+    shards = []
+    for start in (0, 2, 4):
+        shards.append(tmp_path / f"shard{start}")
+        feature = torch.arange(start, start + 2).float()[:, None].repeat(1, 3)
+        write_rows(shards[-1], items[start : start + 2], {"feature": feature}, {"metric": "toy"})
+    merge_rows(tmp_path / "small", shards, {"metric": "toy"})
+    monkeypatch.setattr(rows, "WHOLE_BYTES", 1)
+    merge_rows(tmp_path / "large", shards, {"metric": "toy"})
+    merged = [read_rows(tmp_path / name, items, {"metric": "toy"})["feature"] for name in ("small", "large")]
+    assert torch.equal(*merged)
+    assert len(list(tmp_path.iterdir())) == 5  # nothing else is left

@@ -193,7 +193,7 @@ def test_a_reduced_run_is_partial_and_spread_over_categories(
     result = evaluate(pristine_pipeline, str(suite), settings(overrides=Overrides(limit=2, seeds=1)))
     task = result.tasks[0]
     assert (result.status, task.status, task.reason) == ("partial", "partial", "--limit 2 --seeds 1")
-    assert set(task.metrics["toy_redness"].categories) == {"colors"}
+    assert set(task.metrics["toy_redness"].categories) == {"colors", "two_object"}
     assert task.metrics["toy_spread"].status == "skipped"
     assert "at least 2 images" in task.metrics["toy_spread"].reason
 

@@ -5,7 +5,13 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from metrics.base import Prompt, UserError
-from metrics.diversity import PairwiseDiversity, mean_pairwise_distance, pairwise_distance_shares
+from metrics.diversity import (
+    PairwiseDiversity,
+    VendiDiversity,
+    gated_distance_shares,
+    mean_pairwise_distance,
+    pairwise_distance_shares,
+)
 
 
 def by_pairs(embeddings_ND: np.ndarray) -> float:
@@ -59,3 +65,26 @@ def test_a_prompt_with_one_image_is_an_error_that_names_it(toy_metrics: dict[str
     prompts = [Prompt(text="x", id="one"), Prompt(text="y", id="two"), Prompt(text="y", id="two")]
     with pytest.raises(UserError, match="toy_diversity: prompt 'one' has one image"):
         toy_metrics["toy_diversity"]().summarise({"embedding": torch.ones(3, 2)}, prompts)
+
+
+def test_gated_diversity_counts_pairs_of_which_both_pass() -> None:
+    embeddings = np.random.default_rng(3).normal(size=(5, 4))
+    passes = np.array([True, False, True, True, False])
+    unit = embeddings / np.linalg.norm(embeddings, axis=1, keepdims=True)
+    pairs = [(1 - unit[i] @ unit[j]) * passes[i] * passes[j] for i in range(5) for j in range(i)]
+    assert gated_distance_shares(embeddings, passes).mean() == pytest.approx(np.mean(pairs), abs=1e-12)
+    everything = gated_distance_shares(embeddings, np.ones(5, bool))
+    assert np.allclose(everything, pairwise_distance_shares(embeddings), atol=1e-12)
+    assert gated_distance_shares(embeddings, np.arange(5) == 2).tolist() == [0] * 5
+    with pytest.raises(UserError, match="at least two"):
+        gated_distance_shares(embeddings[:1], passes[:1])
+
+
+def test_vendi_is_the_number_of_different_images_of_each_prompt() -> None:
+    class Toy(VendiDiversity):
+        features = ("toy",)
+
+    embeddings = torch.eye(4)[[0, 1, 2, 3, 3, 3]]
+    prompts = [Prompt(text=text) for text in "aaabbb"]
+    found = Toy().summarise({"embedding": embeddings}, prompts).per_image_N
+    assert found is not None and found.tolist() == pytest.approx([3, 3, 3, 1, 1, 1])

@@ -1,0 +1,108 @@
+"""The command that makes reference statistics: computed, converted, refused."""
+
+import json
+from collections.abc import Mapping
+from copy import copy
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+
+from metrics import features, reference
+from metrics.features import Encoder, register_encoders
+from metrics.preprocessing import Resized
+from metrics.references import open_arrays
+from metrics.weights import WeightFolder
+from tests.metrics.conftest import PictureMaker
+
+
+@pytest.fixture
+def toy(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
+    """An encoder "toy/mean" whose feature is the mean colour."""
+    from safetensors.torch import save_file
+
+    monkeypatch.setattr(features, "_FACTORIES", copy(features._FACTORIES))
+    monkeypatch.setitem(reference.OUTPUTS, "toy/mean", ("image",))
+    (tmp_path / "toy").mkdir()
+    save_file({"w": torch.zeros(1)}, tmp_path / "toy" / "model.safetensors")
+
+    @register_encoders("toy/mean")
+    def encoders(device: torch.device) -> Mapping[str, Encoder]:
+        def forward(pixels: torch.Tensor) -> torch.Tensor:
+            return pixels.mean(dim=(2, 3))
+
+        resized = Resized(size=(8, 8), mean=(0, 0, 0), std=(1, 1, 1))
+        weights = WeightFolder(path=tmp_path / "toy", mend="")
+        return {"image": Encoder(reads="image", forward=forward, preprocessing=lambda: resized, weights=weights)}
+
+
+def test_a_folder_becomes_moments_features_and_a_digest(
+    toy: None, tmp_path: Path, noise_picture: PictureMaker, capsys: pytest.CaptureFixture[str]
+) -> None:
+    (tmp_path / "in" / "deeper").mkdir(parents=True)
+    for index in range(5):
+        noise_picture(16, 24, index).save(tmp_path / "in" / ("deeper" if index % 2 else "") / f"{index}.png")
+    outs = [tmp_path / f"out{size}.npz" for size in (1, 4)]
+    for out, size in zip(outs, ("1", "4"), strict=True):
+        command = ["build", str(tmp_path / "in"), "--encoder", "toy/mean", "-o", str(out), "--batch-size", size]
+        assert reference.main(command) == 0
+    with open_arrays(outs[0], "") as one, open_arrays(outs[1], "") as four:
+        assert one["features"].shape == (5, 3)
+        assert np.allclose(one["mu"], one["features"].mean(axis=0))
+        assert np.allclose(one["sigma"], np.cov(one["features"].T.astype(float)))
+        assert np.allclose(one["sigma"], four["sigma"], rtol=1e-10)
+        about = json.loads(str(one["about"]))
+        assert about == json.loads(str(four["about"]))
+    assert (about["n"], about["encoder"], len(about["images"]), len(about["weights_digest"])) == (
+        5,
+        "toy/mean",
+        64,
+        64,
+    )
+    assert "sha256 " in capsys.readouterr().out
+    assert not list(tmp_path.glob(".*tmp*"))
+
+
+def test_statistics_of_others_are_converted(toy: None, tmp_path: Path) -> None:
+    np.savez(tmp_path / "theirs.npz", mu=np.ones(3), sigma=np.eye(3))
+    out = tmp_path / "out.npz"
+    assert reference.main(["build", str(tmp_path / "theirs.npz"), "--encoder", "toy/mean", "-o", str(out)]) == 0
+    with open_arrays(out, "") as made:
+        assert np.array_equal(made["sigma"], np.eye(3))
+        assert json.loads(str(made["about"]))["weights_digest"] == ""
+
+
+def test_pictures_beside_statistics_give_the_features_and_the_stated_moments_stay(toy: None, tmp_path: Path) -> None:
+    pixels = np.random.default_rng(0).integers(0, 256, (4, 8, 8, 3), dtype=np.uint8)
+    np.savez(tmp_path / "adm.npz", arr_0=pixels, mu=np.full(3, 9.0), sigma=np.eye(3))
+    out = tmp_path / "out.npz"
+    assert reference.main(["build", str(tmp_path / "adm.npz"), "--encoder", "toy/mean", "-o", str(out)]) == 0
+    with open_arrays(out, "") as made:
+        assert np.allclose(made["features"], pixels.mean(axis=(1, 2)) / 255, atol=1e-6)
+        assert made["mu"].tolist() == [9, 9, 9]
+
+
+@pytest.mark.parametrize(
+    ("arrays", "options", "message"),
+    [
+        ({"mu": np.ones(3)}, ["--encoder", "toy/maen"], "did you mean 'toy/mean'"),
+        ({"x": np.ones(3)}, ["--encoder", "toy/mean"], "neither pictures nor statistics"),
+        ({"arr_0": np.ones((2, 3))}, ["--encoder", "toy/mean"], "pictures are uint8"),
+        ({"mu": np.full(3, np.nan)}, ["--encoder", "toy/mean"], "finite numbers"),
+        ({"mu": np.asarray([{}], object)}, ["--encoder", "toy/mean"], "mu"),
+    ],
+)
+def test_what_cannot_be_a_reference_is_one_line(
+    toy: None,
+    tmp_path: Path,
+    arrays: dict[str, np.ndarray],
+    options: list[str],
+    message: str,
+    capsys: pytest.CaptureFixture[str],
+) -> None:
+    np.savez(tmp_path / "in.npz", **arrays)
+    assert reference.main(["build", str(tmp_path / "in.npz"), *options, "-o", str(tmp_path / "out.npz")]) == 2
+    error = capsys.readouterr().err
+    assert message in error and error.count("\n") == 1
+    assert not (tmp_path / "out.npz").exists()
