@@ -79,7 +79,8 @@ def test_all_terms_work_on_a_real_pipeline_with_the_micro_distance(pipeline_fold
     torch.manual_seed(0)
     backbone = load(BackboneConfig(path=str(pipeline_folder), lora=LoraConfig(rank=2, alpha=4)), torch.device("cpu"))
     table = {
-        "batch_size": 2, "guidance_scale": 2.0, "fake_score_updates": 1, "lpips": {"batch_size": 2, "distance": "micro_perceptual"},
+        "batch_size": 2, "guidance_scale": 2.0, "fake_score_updates": 1,
+        "lpips": {"batch_size": 2, "distance": "micro_perceptual"},
         "teacher_samples": {"count": 2, "steps": 3, "folder": str(tmp_path)},
     }  # fmt: skip
     trainer = DmdLpips(build(DmdLpipsConfig, table, "x.toml"), backbone, RewardBank([], {}), World())
