@@ -94,6 +94,7 @@ class Summary:
 
     per_image_N: float32, what each image contributes; `leaderboards.statistics.estimate` turns it, by the card's
     `aggregate`, into value and interval, so both come from the one vector that the board stores.
+        NaN: this image has no value, for a reason its row tells (an answer that is no rating); excluded and counted.
     value: of set statistics (FID), which have no value per image.
     """
 

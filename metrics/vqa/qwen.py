@@ -20,6 +20,7 @@ from metrics.vqa.answerer import Answer
 from metrics.weights import Weights
 
 BATCH = 16
+FAULTS = ("missing_keys", "mismatched_keys", "unexpected_keys")
 
 
 class VisionLanguageModel:
@@ -31,7 +32,9 @@ class VisionLanguageModel:
     def answer(
         self, images: Sequence[np.ndarray], questions: Sequence[str], candidates: Sequence[Sequence[str]]
     ) -> list[Answer]:
-        """Return P answers; see `metrics.vqa.answerer`."""
+        """Return P answers; see `metrics.vqa.answerer`.
+
+        Raises: UserError where the folder is incomplete or damaged, or its weights are not those of its config."""
         answers: list[Answer] = []
         for start in range(0, len(images), self.batch_size):
             some = slice(start, start + self.batch_size)
@@ -43,8 +46,23 @@ class VisionLanguageModel:
         return answers
 
     @torch.no_grad()
+    def say(self, image: np.ndarray, question: str, max_new_tokens: int) -> str:
+        """Return the likeliest answer, token by token, to one question about one picture [H, W, 3], uint8, which is
+        announced by its number ("Picture 1: ")."""
+        inputs = self._inputs([image], [question], add_vision_id=True)
+        # The folder's temperature, top_k and top_p would only warn that greedy decoding ignores them.
+        greedy = {"do_sample": False, "temperature": None, "top_k": None, "top_p": None}
+        ids_1L = self._model.generate(**inputs, max_new_tokens=max_new_tokens, **greedy)
+        return self._processor.tokenizer.decode(ids_1L[0, inputs["input_ids"].shape[1] :], skip_special_tokens=True)
+
+    @torch.no_grad()
     def _first_token(self, images: Sequence[np.ndarray], questions: Sequence[str]) -> torch.Tensor:
         """Return the probabilities [P, V] of the first answer token, float32, on the CPU."""
+        logits_PV = self._model(**self._inputs(images, questions), logits_to_keep=1).logits[:, -1]
+        return logits_PV.float().softmax(dim=-1).cpu()
+
+    def _inputs(self, images: Sequence[np.ndarray], questions: Sequence[str], **template: Any) -> Any:
+        """Return what the model reads of P pairs: a user turn for each, then the beginning of the answer."""
         turns = [
             [
                 {
@@ -54,16 +72,15 @@ class VisionLanguageModel:
             ]
             for image, text in zip(images, questions, strict=True)
         ]
-        inputs = self._processor.apply_chat_template(
+        return self._processor.apply_chat_template(
             turns,
             add_generation_prompt=True,
             tokenize=True,
             return_dict=True,
             return_tensors="pt",
             processor_kwargs={"padding": True, "padding_side": "left"},
+            **template,
         ).to(self.device)
-        logits_PV = self._model(**inputs, logits_to_keep=1).logits[:, -1]
-        return logits_PV.float().softmax(dim=-1).cpu()
 
     def _read(self, probabilities_V: torch.Tensor, candidates: Sequence[str]) -> Answer:
         text = self._processor.tokenizer.decode([int(probabilities_V.argmax())])
@@ -96,8 +113,21 @@ class VisionLanguageModel:
 
     @cached_property
     def _model(self) -> Any:
+        from safetensors import SafetensorError
         from transformers import AutoModelForImageTextToText
 
         options: Mapping[str, Any] = {"local_files_only": True, "trust_remote_code": False, "use_safetensors": True}
-        model = AutoModelForImageTextToText.from_pretrained(self._folder, dtype="auto", **options)
+        # The library would draw what a file lacks at random and go on: it is asked to tell instead.
+        told: Mapping[str, Any] = {"output_loading_info": True, "ignore_mismatched_sizes": True}
+        where, mend = self._folder, self.weights.mend
+        try:
+            model, info = AutoModelForImageTextToText.from_pretrained(where, dtype="auto", **options, **told)
+        except SafetensorError as error:
+            raise UserError(f"{where}: weights are truncated or damaged ({error}); {mend}") from error
+        except (OSError, ValueError) as error:
+            reason = str(error).strip().splitlines()[0]
+            raise UserError(f"{where}: no model that reads pictures ({reason}); {mend}") from error
+        names = sorted(str(key) for kind in FAULTS for key in info[kind])
+        if names:
+            raise UserError(f"{where}: weights do not fit the config: {len(names)}, first {names[0]}; {mend}")
         return model.to(self.device).eval().requires_grad_(False)

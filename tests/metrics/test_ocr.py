@@ -15,6 +15,7 @@ import metrics
 from metrics.base import Batch, Prompt, UserError
 from metrics.encoders import ocr_engines
 from metrics.ocr import OcrRapid, levenshtein, ocr_score, target_of
+from tests.studies import ocr as ocr_study
 
 GOLDEN = Path(__file__).parents[1] / "golden/composition/ocr_vectors_240.jsonl.gz"
 
@@ -47,6 +48,30 @@ def test_worked_examples(lines: list[str], score: float) -> None:
 
 def test_lines_without_confidence_are_not_read() -> None:
     assert ocr_score([("Hello", 0.0), ("World", 0.5)], "Hello World") == 0.5
+
+
+def test_a_line_of_any_confidence_above_0_is_read_whole() -> None:
+    assert ocr_score([("Hello", 1e-6), ("World", 0.5)], "Hello World") == 1.0
+    assert ocr_score([("Hello", 1.0)], "Hello") == ocr_score([("Hello", 0.01)], "Hello") == 1.0
+
+
+def test_rapid_s_own_confidences_reach_the_formula(monkeypatch: pytest.MonkeyPatch) -> None:
+    told = SimpleNamespace(txts=("OPEN", "24"), scores=(0.0, 0.25))
+    seen: list[list[int]] = []
+
+    def engine(image: np.ndarray, use_cls: bool) -> SimpleNamespace:
+        seen.append(image[0, 0].tolist())
+        assert not use_cls
+        return told
+
+    monkeypatch.setattr(ocr_engines.RapidOcr, "_engine", staticmethod(engine))
+    image = np.zeros((4, 4, 3), np.uint8)
+    image[..., 0] = 200
+    lines = ocr_engines.rapid("cpu")["lines"].forward([image])[0]
+    assert lines == [("OPEN", 0.0), ("24", 0.25)]
+    assert seen == [[0, 0, 200]]  # blue first
+    assert ocr_score(lines, "24") == 1.0
+    assert ocr_score(lines, "OPEN") == 0.0
 
 
 def plain_distance(a: str, b: str) -> int:
@@ -102,6 +127,19 @@ def test_the_rapid_engine_reads_real_text() -> None:
     scores = metrics.load("ocr_rapid")(pictures, prompts).tolist()
     assert scores[:2] == [1.0, 1.0]
     assert scores[2] < 0.5
+
+
+def test_a_sample_of_the_study_of_printed_targets(monkeypatch: pytest.MonkeyPatch) -> None:
+    pytest.importorskip("rapidocr")
+    pytest.importorskip("matplotlib")
+    monkeypatch.setattr(
+        ocr_study, "CONDITIONS", {"clean": ocr_study.Condition(), "both": ocr_study.CONDITIONS["both"]}
+    )
+    texts = ocr_study.targets(5)
+    scores = ocr_study.study(texts)
+    assert {name: len(values) for name, values in scores.items()} == {"clean": 5, "wrong": 5, "both": 5}
+    assert np.mean(scores["clean"]) >= ocr_study.BAR
+    assert max(scores["wrong"]) < 0.6 < np.mean(scores["both"])
 
 
 def test_a_missing_engine_says_how_to_install_it(monkeypatch: pytest.MonkeyPatch) -> None:

@@ -245,6 +245,16 @@ def test_masks_are_cropped_before_they_are_resized_to_the_picture() -> None:
     assert int(whole[0].sum()) == pytest.approx(40 * 16 / 20, abs=1)
 
 
+def test_masks_are_cropped_in_rows_by_the_height_and_in_columns_by_the_width() -> None:
+    mask = torch.full((8, 8), -4.0)
+    mask[:4] = 4.0  # the upper half of the padded map
+    low = full_mask(mask, (20, 32), (40, 64)) > 0  # 20 of 32 rows are picture
+    assert low.shape == (40, 64)
+    assert int(low[:, 0].sum()) == pytest.approx(40 * 16 / 20, abs=1)
+    left = full_mask(mask.T, (20, 32), (40, 64)) > 0  # all columns are
+    assert int(left[0].sum()) == pytest.approx(64 * 16 / 32, abs=1)
+
+
 def test_pictures_of_two_sizes_go_through_the_detector_like_single_ones(checkpoint: Checkpoint) -> None:
     rng = np.random.default_rng(0)
     images = [Image.fromarray(rng.integers(0, 256, (40, side, 3), np.uint8)) for side in (40, 60)]

@@ -48,6 +48,21 @@ def test_scores_are_rounded_to_float32_before_they_are_compared(threshold: float
         assert bool(kept) == (np.float32(score) > single)
 
 
+def test_a_score_half_way_to_the_next_float32_is_rounded_to_the_even_one() -> None:
+    kept_at = {}
+    for threshold in (0.3, 0.5, 0.9, float(np.nextafter(np.float32(0.3), np.float32(1)))):
+        single = np.float32(threshold)
+        middle = (float(single) + float(np.nextafter(single, np.float32(1)))) / 2
+        even = int(single.view(np.int32)) % 2 == 0
+        kept = keep({"cow": objects(middle)}, "", Constants(threshold=threshold))
+        assert bool(kept) == (not even) == bool(np.float32(middle) > single)
+        below = keep({"cow": objects(float(np.nextafter(middle, 0)))}, "", Constants(threshold=threshold))
+        above = keep({"cow": objects(float(np.nextafter(middle, 1)))}, "", Constants(threshold=threshold))
+        assert (bool(below), bool(above)) == (False, True)
+        kept_at[even] = bool(kept)
+    assert kept_at == {True: False, False: True}  # both ways were tried
+
+
 def test_extra_objects_are_free_except_in_the_flow_grpo_variant() -> None:
     cows = {"cow": objects(0.31, 0.95)}
     assert verdict(cows, need("cow")).correct
