@@ -4,6 +4,7 @@ While a block is drawn, the one before it is written: encoding and fsync cost th
 """
 
 import io
+import platform
 import time
 from collections.abc import Iterator, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
@@ -56,14 +57,17 @@ def as_png(image: "Image") -> bytes:
 def _draw_blocks(
     run: Run, image_set: ImageSet, model: Pipeline, claims: Iterator[tuple[int, FileLock]], advance: Any
 ) -> None:
-    def keep(held: ExitStack, block: int, drawn: Drawn, seconds: float) -> None:
+    def keep(held: ExitStack, block: int, drawn: Drawn, seconds: float, warm: bool) -> None:
         with held:
             contents = list(encoders.map(as_png, drawn.images))
-            run.keep_pictures(image_set, block, contents, nfe=drawn.nfe, seconds=round(seconds, 4))
+            stages = {stage: round(of_stage, 6) for stage, of_stage in drawn.stages.items()}
+            facts = {"images": len(contents), "warm": warm, "device": _device_name(model.device), "stages": stages}
+            facts["peak_memory_mib"] = drawn.peak_memory_mib
+            run.keep_pictures(image_set, block, contents, nfe=drawn.nfe, seconds=round(seconds, 4), **facts)
 
     with ThreadPoolExecutor(WRITERS) as encoders, ThreadPoolExecutor(max_workers=1) as writer:
         writing: Future[None] | None = None
-        for block, lock in claims:
+        for number, (block, lock) in enumerate(claims):
             with ExitStack() as held:  # by this loop until the block is drawn, then by whoever writes it
                 held.callback(lock.release)
                 start = time.perf_counter()
@@ -71,10 +75,17 @@ def _draw_blocks(
                 seconds = time.perf_counter() - start
                 if writing:
                     writing.result()
-                writing = writer.submit(keep, held.pop_all(), block, drawn, seconds)
+                writing = writer.submit(keep, held.pop_all(), block, drawn, seconds, number > 0)
             advance(len(drawn.images))
         if writing:
             writing.result()
+
+
+def _device_name(device: str) -> str:
+    """Return what a reader calls the device: a GPU's product name, else the kind of processor."""
+    import torch
+
+    return torch.cuda.get_device_name(device) if device.startswith("cuda") else f"{device}, {platform.machine()}"
 
 
 def _copy_blocks(

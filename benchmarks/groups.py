@@ -1,4 +1,7 @@
-"""Groups of questions (DPG-Bench's categories, GenEval2's skills) as the category values of a result."""
+"""Groups of questions (DPG-Bench's categories, GenEval2's skills) as the category values of a result.
+
+A category of prompts that has the name of a group stands in the result instead of it: evidence proves the former.
+"""
 
 from collections.abc import Sequence
 

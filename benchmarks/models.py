@@ -24,6 +24,7 @@ from pydantic import ValidationError
 from benchmarks import checkpoints, native
 from benchmarks.checkpoints import PipelineFiles
 from benchmarks.config import UserError
+from benchmarks.cost import StageWatch
 from benchmarks.pictures import PictureFolder, is_picture_folder, open_pictures
 from benchmarks.protocol import Protocol, read_protocol
 from leaderboards.schema import Training
@@ -43,6 +44,8 @@ class Drawn:
 
     images: "list[Image]"
     nfe: int
+    stages: Mapping[str, float] = field(default_factory=dict)  # seconds; see benchmarks/cost.py
+    peak_memory_mib: int | None = None  # of the device; None on a CPU
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -59,10 +62,23 @@ class Pipeline:
     device: str
     _loaded: dict[str, Any] = field(default_factory=dict, repr=False)
 
+    @property
+    def folder(self) -> Path:
+        """Where the model's own files lie: a LoRA's folder, not that of its base."""
+        return self.lora.parent if self.lora else self.files.folder
+
     @cached_property
     def parameters(self) -> int:
         """The number of the denoiser's weights (a LoRA is merged into them)."""
         return checkpoints.count_parameters(self.files.denoiser)
+
+    @cached_property
+    def components(self) -> dict[str, int]:
+        """The number of weights of every component that has some, by its name in the folder."""
+        with_weights = (
+            name for name in self.files.components if any((self.files.folder / name).glob("*.safetensors"))
+        )
+        return {name: checkpoints.count_parameters(self.files.folder / name) for name in sorted(with_weights)}
 
     @cached_property
     def pixels_per_token(self) -> int:
@@ -103,10 +119,11 @@ class Pipeline:
             nonlocal passes
             passes += len(output[0])  # rows of the batch; guidance doubles them
 
-        hook = getattr(pipe, self.files.denoiser.name).register_forward_hook(count)
+        name = self.files.denoiser.name
+        hook = getattr(pipe, name).register_forward_hook(count)
         try:
-            with torch.inference_mode(), reproducible():
-                arguments = native.call_arguments(pipe, protocol, prompts)
+            arguments = native.call_arguments(pipe, protocol, prompts)
+            with torch.inference_mode(), reproducible(), StageWatch(pipe, name, self.device) as watch:
                 images = pipe(generator=list(generators), output_type="pt", **arguments).images
         except torch.OutOfMemoryError as error:
             raise UserError(
@@ -115,7 +132,8 @@ class Pipeline:
             ) from error
         finally:
             hook.remove()
-        return Drawn(_as_pictures(images, prompts), -(-passes // len(prompts)))
+        nfe = -(-passes // len(prompts))
+        return Drawn(_as_pictures(images, prompts), nfe, watch.seconds, watch.peak_memory_mib)
 
     def loaded(self, protocol: Protocol) -> Any:
         """Return the loaded pipeline in the protocol's dtype, with the protocol's scheduler."""

@@ -103,6 +103,9 @@ def show_result(result: Result, out: Path) -> None:
         if not task.metrics:
             table.add_row(task.name, "-", "-", "-", "-", f"{task.status}: {task.reason}")
     _print(table)
+    for task in result.tasks:
+        if task.n_trained_prompts:
+            print(f"{task.name}: the model was trained on {task.n_trained_prompts} of its {task.n_prompts} prompts")
     nfe = f"{result.cost.nfe} passes per image, " if result.cost.nfe else ""
     print(f"{result.model.name} on {result.suite}: {result.status}, {nfe}result in {out}")
 
@@ -110,7 +113,8 @@ def show_result(result: Result, out: Path) -> None:
 def _status(metric: MetricResult) -> str:
     if metric.status != "ok":
         return f"{metric.status}: {metric.reason}"
-    return f"ok, {metric.n_truncated} of {metric.n_prompts} prompts cut" if metric.n_truncated else "ok"
+    cut = f", {metric.n_truncated} of {metric.n_prompts} prompts cut" if metric.n_truncated else ""
+    return f"ok{cut}" + (f", {metric.n_excluded} images without a value" if metric.n_excluded else "")
 
 
 def _interval(metric: MetricResult) -> str:

@@ -22,8 +22,12 @@ import numpy as np
 import pyarrow as pa
 
 from benchmarks.config import UserError, as_table
+from benchmarks.cost import measured
+from benchmarks.groups import group_values
 from benchmarks.manifest import not_shipped
 from benchmarks.models import Model
+from benchmarks.overlap import trained_on
+from benchmarks.pictures import PictureFolder
 from benchmarks.plan import NOT_ASKED, Plan, PlannedTask
 from benchmarks.rows import read_parts, read_rows
 from benchmarks.score import identify
@@ -70,13 +74,17 @@ def summarise(run: Run, plan: Plan, model: Model, failed: Mapping[tuple[str, str
                 tables.append(table)
             except UserError as error:
                 metrics[metric] = _without_value(card, "failed", str(error))
-        tasks.append(_as_task(run, planned, metrics))
+        tasks.append(_as_task(run, planned, model, metrics))
     result = Result(
         status=_status(plan, tasks),
         model=_as_model(model),
         suite=plan.suite,
         tasks=tasks,
-        cost=Cost(parameters=model.parameters, nfe=next((t.nfe for t in tasks if t.nfe is not None), None)),
+        cost=Cost(
+            parameters=model.parameters,
+            nfe=next((t.nfe for t in tasks if t.nfe is not None), None),
+            components={} if isinstance(model, PictureFolder) else model.components,
+        ),
         provenance=provenance(),
         evidence=None,
         volatile=_volatile(run),
@@ -129,14 +137,25 @@ def _measured(run: Run, planned: PlannedTask, card: Card, scorer: Scorer) -> tup
         n_prompts = len(planned.image_set.prompts.prompts)
         value = MetricResult(**common, value=summary.value, n_prompts=n_prompts, n_images=len(items))
         return value, evidence.COLUMNS.empty_table()
+    groups = group_values(summary, [item.prompt for item in items])
+    summary, items, n_excluded = _with_value(summary, items)
     parts = breakdown(_as_scores(summary, items), card.aggregate)
     value = MetricResult(
         **common,
+        n_excluded=n_excluded,
         **vars(parts.total),
-        categories={name: evidence.as_category_value(part) for name, part in parts.categories.items()},
+        categories=groups | {name: evidence.as_category_value(part) for name, part in parts.categories.items()},
         splits={name: evidence.as_category_value(part) for name, part in parts.splits.items()},
     )
     return value, _as_table(planned.spec.name, card.id, summary, items)
+
+
+def _with_value(summary: Summary, items: Sequence[Item]) -> tuple[Summary, list[Item], int]:
+    """Return the summary and the items of the images that have a value, and how many have none."""
+    assert summary.per_image_N is not None
+    kept_N = ~np.isnan(summary.per_image_N)
+    kept = [item for item, keep in zip(items, kept_N, strict=True) if keep]
+    return Summary(per_image_N=summary.per_image_N[kept_N]), kept, len(items) - len(kept)
 
 
 def _count_truncated(rows: Rows, items: Sequence[Item]) -> int:
@@ -169,8 +188,9 @@ def _as_table(task: str, metric: str, summary: Summary, items: Sequence[Item]) -
     return pa.table(columns, schema=evidence.COLUMNS)
 
 
-def _as_task(run: Run, planned: PlannedTask, metrics: dict[str, MetricResult]) -> Task:
+def _as_task(run: Run, planned: PlannedTask, model: Model, metrics: dict[str, MetricResult]) -> Task:
     image_set, reduced = planned.image_set, planned.reduced
+    overlap = trained_on(model.folder, image_set.prompts)
     protocol = as_table(image_set.protocol) if image_set.protocol else {}
     canonical = json.dumps(protocol, sort_keys=True, separators=(",", ":"))
     broken = [name for name, metric in metrics.items() if metric.status == "failed"]
@@ -180,6 +200,7 @@ def _as_task(run: Run, planned: PlannedTask, metrics: dict[str, MetricResult]) -
         prompt_set=image_set.prompts.name,
         prompts_digest=image_set.prompts.digest,
         n_prompts=len(image_set.prompts.prompts),
+        n_trained_prompts=None if overlap is None else len(overlap),
         images_per_prompt=planned.images_per_prompt,
         protocol=protocol,
         protocol_digest=image_set.protocol.digest()
@@ -262,8 +283,18 @@ def _volatile(run: Run) -> dict[str, contract.JsonValue]:
         "host": f"{platform.system()} {platform.machine()}, {os.cpu_count()} processors",
         "seconds_drawing": round(sum(entry.get("seconds", 0.0) for entry in run.journal.drawn().values()), 1),
         "peak_memory_mib": _peak_memory_mib(),
+        "cost": _measured_cost(run),
         "commit": _commit(),
     }
+
+
+def _measured_cost(run: Run) -> dict[str, contract.JsonValue]:
+    """Return what an image of each image set cost where it was drawn, by the set's name."""
+    by_set: dict[str, list[Mapping[str, Any]]] = {}
+    for (name, _), entry in run.journal.drawn().items():
+        by_set.setdefault(name, []).append(entry)
+    found = {name: measured(entries, run.block_size) for name, entries in sorted(by_set.items())}
+    return {name: cost for name, cost in found.items() if cost}
 
 
 def _peak_memory_mib() -> int:

@@ -70,6 +70,7 @@ class Training(Strict):
     rewards: list[str]  # metric ids it was trained on
     image_free: bool  # needed no real pictures
     network_passes: Count  # of the denoiser, forward and backward each counted once
+    prompts_digest: Digest | None = None  # of the training prompts; None where the record is older than this field
     curves: list[dict[str, JsonValue]] = []  # canary points: {"iteration": ..., "<metric id>": ...}
     stages: list[StageRecord] = []
 
@@ -111,8 +112,9 @@ class MetricResult(Strict):
     n_prompts: Count = 0
     n_images: Count = 0
     n_truncated: Count = 0  # prompts of which an encoder read only the beginning
+    n_excluded: Count = 0  # images without a value, such as an answer that is no rating; not among n_images
     precision: str = "float32"  # of the encoders' passes
-    categories: dict[str, CategoryValue] = {}
+    categories: dict[str, CategoryValue] = {}  # of prompts, and (without intervals) of questions
     splits: dict[str, CategoryValue] = {}  # "seen" / "unseen"
     weights_digest: Digest | None = None  # of the metric's own networks
 
@@ -132,6 +134,7 @@ class Task(Strict):
     prompt_set: str
     prompts_digest: Digest
     n_prompts: Count
+    n_trained_prompts: Count | None = None  # of them, those the model was trained on; None = its folder does not say
     images_per_prompt: Count
     protocol: dict[str, JsonValue]
     protocol_digest: Digest
@@ -144,6 +147,7 @@ class Task(Strict):
 class Cost(Strict):
     parameters: Count | None  # of the denoiser
     nfe: Count | None
+    components: dict[str, Count] = {}  # parameters of every component, as its folder holds them, by name
 
 
 class Evidence(Strict):

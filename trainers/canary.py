@@ -10,6 +10,7 @@ from itertools import accumulate
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import torch
 from torch import Tensor
 
@@ -55,7 +56,7 @@ class Canary:
         for identity, rows in self._scorer.score(pictures, batch).items():
             per_image_N = self._scorer.metrics[identity].summarise(rows, self.prompts).per_image_N
             if per_image_N is not None:
-                means[identity], spreads[identity] = float(per_image_N.mean()), float(per_image_N.std())
+                means[identity], spreads[identity] = float(np.nanmean(per_image_N)), float(np.nanstd(per_image_N))
         return means, spreads
 
     def stopped_by(self, curve: Sequence[Mapping[str, Any]]) -> str:

@@ -19,6 +19,8 @@ from accelerate import Accelerator
 from accelerate.utils import broadcast_object_list, gather_object
 
 from benchmarks.config import as_table
+from benchmarks.overlap import write_fingerprints
+from benchmarks.prompts import PromptSet
 from benchmarks.protocol import write_protocol
 from leaderboards.schema import StageRecord
 from leaderboards.schema import Training as TrainingRecord
@@ -70,7 +72,8 @@ class Loop:
         settings = stage_settings(run, {name: trainer.Config for name, trainer in classes.items()}, where)
         self._methods = {name: (trainer, settings[name]) for name, trainer in classes.items()}
         self.accelerator = Accelerator(cpu=run.device == "cpu")
-        self._stream = PromptStream(read_training_prompts(run.prompts.source), run.prompts.balance, run.seed)
+        self._prompts = PromptSet(run.prompts.source, read_training_prompts(run.prompts.source))
+        self._stream = PromptStream(self._prompts.prompts, run.prompts.balance, run.seed)
         self.rewards = load_rewards(run.rewards, self.accelerator.device)
         self._canary = Canary(run.canary, self.rewards.ids, self.accelerator.device)
         self.backbone = self._load_backbone(run.backbone.path)
@@ -261,6 +264,7 @@ class Loop:
                 rewards=self.rewards.ids,
                 image_free=self.rewards.image_free and all(stage["image_free"] for stage in self._stages),
                 network_passes=self.backbone.passes,
+                prompts_digest=self._prompts.digest,
                 curves=self._curves,
                 stages=[StageRecord(**stage) for stage in self._stages],
             )
@@ -268,6 +272,7 @@ class Loop:
                 with trainer.roles.student.averaged():
                     self.backbone.export(new, self.run.export.weights, self.run.export.dtype)
                 write_protocol(trainer.protocol(), new)
+                write_fingerprints(new, (prompt.text for prompt in self._prompts.prompts))
                 write_text(new / "training.json", record.model_dump_json(indent=2) + "\n")
         self.accelerator.wait_for_everyone()
         return folder

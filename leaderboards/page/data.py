@@ -203,6 +203,7 @@ def _details(row: Row, table: SuiteTable) -> Json:
                 "reason": task.reason,
                 "prompts": task.prompt_set,
                 "n_prompts": task.n_prompts,
+                "n_trained": task.n_trained_prompts,
                 "images": task.images_per_prompt,
                 "nfe": task.nfe,
                 "protocol": task.protocol,

@@ -4,19 +4,24 @@ import json
 import multiprocessing
 import random
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
 
+import numpy as np
 import pytest
 from filelock import FileLock
 
+from benchmarks.overlap import write_fingerprints
 from benchmarks.plan import Overrides
 from benchmarks.screen import show_result
 from benchmarks.store import JOURNAL, RESULT, Run
 from benchmarks.workflow import Settings, evaluate, prepare, work
+from leaderboards import evidence
 from leaderboards.schema import Result, read_result
 from leaderboards.store import read_entry
-from metrics.base import UserError
+from metrics.base import Prompt, Rows, Summary, UserError
+from metrics.questions import QuestionSummary, group_questions
+from tests.benchmarks import toy_metrics
 
 Make = Callable[..., Settings]
 TWO_TASKS = """
@@ -257,6 +262,31 @@ def test_weights_that_only_an_impossible_task_lacks_stop_nothing(
     assert result.tasks[1].reason == "for models that draw at least 256 pixels a side; this one draws 16x16"
 
 
+def test_a_result_states_components_and_the_warm_cost_of_an_image(
+    pristine_pipeline: Path, suite: Path, settings: Make
+) -> None:
+    result = evaluate(pristine_pipeline, str(suite), settings())
+    assert result.cost.components["transformer"] == result.cost.parameters
+    assert {"transformer", "vae"} < set(result.cost.components)
+    (cost,) = result.volatile["cost"].values()  # type: ignore[union-attr]
+    assert list(cost["stage_seconds_per_image"]) == ["encode", "denoise", "decode"]
+    assert cost["seconds_per_image"] > 0 and cost["warm_batches"] >= 1
+
+
+def test_images_without_a_value_are_excluded_and_counted(
+    pristine_pipeline: Path, suite: Path, settings: Make, capsys: pytest.CaptureFixture[str]
+) -> None:
+    unread = rewrite(suite, '"toy_spread"]', '"toy_unread"]')
+    task = evaluate(pristine_pipeline, unread, settings()).tasks[0]
+    whole, found = task.metrics["toy_redness"], task.metrics["toy_unread"]
+    assert (found.n_excluded, whole.n_excluded) == (task.images_per_prompt, 0)
+    assert found.n_images == whole.n_images - task.images_per_prompt
+    assert found.n_prompts == whole.n_prompts - 1
+    assert found.status == "ok" and found.value != whole.value
+    show_result(evaluate(pristine_pipeline, unread, settings()), settings().out)
+    assert f"ok, {task.images_per_prompt} images without a value" in capsys.readouterr().out
+
+
 def test_prompts_that_were_cut_are_counted_once_for_all_their_images(
     pristine_pipeline: Path, suite: Path, settings: Make, capsys: pytest.CaptureFixture[str]
 ) -> None:
@@ -318,6 +348,45 @@ def test_the_board_gets_result_evidence_and_pictures(
     before = place.read_bytes()
     evaluate(pristine_pipeline, str(suite), settings("less", board=board, overrides=Overrides(limit=2)))
     assert place.read_bytes() == before  # a partial result does not take a complete one's place
+
+
+def test_prompts_that_a_model_was_trained_on_are_counted_in_its_result(
+    pipeline: Path, suite: Path, settings: Make, capsys: pytest.CaptureFixture[str]
+) -> None:
+    unknown = evaluate(pipeline, str(suite), settings())
+    assert unknown.tasks[0].n_trained_prompts is None
+    write_fingerprints(pipeline, ["A red  circle", "a circle and a square", "never evaluated"])
+    result = evaluate(pipeline, str(suite), settings("trained"))
+    assert result.tasks[0].n_trained_prompts == 2
+    show_result(result, Path("out"))
+    assert "toys: the model was trained on 2 of its 5 prompts" in capsys.readouterr().out
+    assert result.model.weights_digest == unknown.model.weights_digest
+
+
+def test_groups_of_questions_stand_beside_the_categories_and_pass_the_check_of_evidence(
+    pristine_pipeline: Path, suite: Path, settings: Make, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def summarise(metric: object, rows: Rows, prompts: Sequence[Prompt]) -> Summary:
+        values_N = np.asarray(rows["score"], np.float32)
+        groups = group_questions([[("entity", float(value)), ("colors", 0.0)] for value in values_N])
+        return QuestionSummary(value=float(values_N.mean()), per_image_N=values_N, groups=groups)
+
+    plain = evaluate(pristine_pipeline, str(suite), settings())
+    monkeypatch.setattr(toy_metrics.Redness, "summarise", summarise)
+    result = evaluate(pristine_pipeline, str(suite), settings("grouped"))
+    metric = result.tasks[0].metrics["toy_redness"]
+    assert set(metric.categories) == {"colors", "two_object", "entity"}
+    # Every image has one question of this group.
+    told = metric.categories["entity"]
+    assert (told.low, told.high, told.n_prompts, told.n_images) == (None, None, 5, 10)
+    assert metric.value is not None and told.value == pytest.approx(metric.value, abs=1e-6)
+    # A category of prompts keeps its name, and with it the proof.
+    assert metric.categories["colors"] == plain.tasks[0].metrics["toy_redness"].categories["colors"]
+    assert result.evidence is not None
+    table = evidence.read(
+        settings("grouped").out / result.evidence.file, result.evidence.digest, result.evidence.rows
+    )
+    evidence.check(result, table)
 
 
 def test_how_a_model_was_trained_goes_into_its_result(pipeline: Path, suite: Path, settings: Make) -> None:

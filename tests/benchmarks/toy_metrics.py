@@ -1,13 +1,13 @@
 """Metrics in closed form, registered as a user's plugin would be: no weights, or weights that are missing."""
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 
 import numpy as np
 import torch
 from torch import Tensor
 
-from metrics.base import Batch, Card, Features, PerImage, Rows, register
+from metrics.base import Batch, Card, Features, PerImage, Prompt, Rows, Summary, register
 from metrics.diversity import PairwiseDiversity
 from metrics.features import Encoder, register_encoders
 from metrics.preprocessing import Uint8
@@ -95,6 +95,23 @@ class Long(PerImage):
 
     def measure(self, features: Features, batch: Batch) -> Rows:
         return {"score": features["toy:text"][:, 0]}
+
+
+@register
+class Unread(PerImage):
+    """A metric that finds no value for the pictures of one prompt and says so in its summary."""
+
+    card = card("toy_unread")
+    features = ("toy:means",)
+
+    def measure(self, features: Features, batch: Batch) -> Rows:
+        readable = [prompt.id != "colors-1" for prompt in batch.prompts]
+        return {"score": features["toy:means"][:, 0], "answer": ["0.5" if read else "?" for read in readable]}
+
+    def summarise(self, rows: Rows, prompts: Sequence[Prompt]) -> Summary:
+        readable_N = np.array([answer != "?" for answer in rows["answer"]])
+        values_N = super().summarise(rows, prompts).per_image_N
+        return Summary(per_image_N=np.where(readable_N, values_N, np.nan).astype(np.float32))
 
 
 @register

@@ -10,8 +10,11 @@ import pyarrow.parquet as pq
 import pytest
 
 from leaderboards import evidence
-from leaderboards.schema import ResultError
+from leaderboards.schema import CategoryValue, ResultError
 from tests.leaderboards.conftest import evidence_table, metric_of, result_of
+
+OF_QUESTIONS = CategoryValue(value=0.5, n_prompts=1, n_images=1)
+PROVEN = OF_QUESTIONS.model_copy(update={"low": 0.4, "high": 0.6})
 
 
 def write(content: bytes, folder: Path) -> tuple[Path, str]:
@@ -111,6 +114,21 @@ def test_a_file_that_would_unpack_to_an_absurd_size_is_refused(
         evidence.read(path, digest, 48)
 
 
+def test_groups_of_questions_stand_beside_categories_without_an_interval() -> None:
+    table = evidence_table()
+    honest = metric_of(table, "judge")
+
+    def stated(**more: CategoryValue) -> dict:
+        return {
+            "judge": metric_of(table, "judge", categories=honest.categories | more),
+            "score": metric_of(table, "score"),
+        }
+
+    evidence.check(result_of(table, metrics=stated(entity=OF_QUESTIONS)), table)
+    with pytest.raises(ResultError, match="categories are stated as"):
+        evidence.check(result_of(table, metrics=stated(entity=PROVEN)), table)
+
+
 @pytest.mark.parametrize(
     ("changes", "message"),
     [
@@ -119,6 +137,9 @@ def test_a_file_that_would_unpack_to_an_absurd_size_is_refused(
         ({"n_prompts": 11}, "n_prompts is stated as 11"),
         ({"categories": {}}, "categories are stated as"),
         ({"splits": {}}, "splits are stated as"),
+        ({"categories": {"invented": PROVEN}}, "categories are stated as"),
+        ({"categories": {"invented": OF_QUESTIONS}}, "categories are stated as"),
+        ({"splits": {"invented": OF_QUESTIONS}}, "splits are stated as"),
     ],
 )
 def test_values_must_follow_from_the_evidence(changes: dict, message: str) -> None:

@@ -10,6 +10,8 @@ from diffusers import StableDiffusion3Pipeline
 from safetensors.torch import load_file
 
 from benchmarks.config import UserError, build
+from benchmarks.overlap import trained_on
+from benchmarks.prompts import PromptSet, read_prompts
 from benchmarks.protocol import read_protocol
 from leaderboards.schema import Training
 from metrics.base import Prompt, make
@@ -121,6 +123,11 @@ def test_the_student_carries_its_protocol_and_training(
     assert protocol.call_arguments == {"max_sequence_length": 0}
     record = Training.model_validate_json((student / "training.json").read_text())
     assert record.method == "rtdmd" and record.rewards == ["redness", "judge"] and record.image_free
+    seen = read_prompts(prompt_file)
+    assert record.prompts_digest == seen.digest
+    assert trained_on(student, seen) == [prompt.id for prompt in seen.prompts]
+    unseen = PromptSet("unseen", (Prompt(text="nobody trained on this", id="x"),))
+    assert trained_on(student, unseen) == []
     state = torch.load(tmp_path / "run" / "checkpoint.pt", weights_only=True)
     assert record.network_passes == state["passes"] > 0
     base = load_file(next((pipeline_folder / "transformer").glob("*.safetensors")))

@@ -47,7 +47,7 @@ fewstep.views.model = {
           term("Training config", h("details", {}, h("summary", {}, `${Object.keys(t.config).length} entries`), h("pre", {}, h("code", {}, JSON.stringify(t.config, null, 1)))))] : null,
         told.tasks.map((task) => [
           task.status !== "ok" ? term(["Task ", h("bdi", {}, task.name)], `${task.status}: ${task.reason}`) : null,
-          term(["Protocol of ", h("bdi", {}, task.name)], `${task.n_prompts} prompts of ${task.prompts}, ${task.images} images each. `, settings(task.protocol)),
+          term(["Protocol of ", h("bdi", {}, task.name)], `${task.n_prompts} prompts of ${task.prompts}${task.n_trained ? `, ${task.n_trained} of which it was trained on` : ""}, ${task.images} images each. `, settings(task.protocol)),
           Object.entries(task.missing).map(([name, why]) => term(name, why))]),
         told.digest ? term("Evidence", `${plain(told.rows)} rows, sha256 `, h("code", {}, told.digest)) : null,
         term("Versions", settings(told.provenance)),

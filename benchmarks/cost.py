@@ -1,0 +1,88 @@
+"""What a model costs: seconds of its three stages while it draws a batch, and what a run's journal says of them.
+
+    encode    from the call to the first pass of the denoiser: prompts
+    denoise   from there to the decoder's first pass
+    decode    from there to the end: pictures
+
+Seconds per image: median over blocks of whole batches, without the first block that a process draws of an image set,
+which loads weights and warms kernels up. The device is waited for at each of the four marks.
+"""
+
+import statistics
+import time
+from collections.abc import Iterable, Mapping
+from itertools import pairwise
+from typing import Any
+
+STAGES = ("encode", "denoise", "decode")
+
+
+class StageWatch:
+    """A context around one call of a loaded pipeline; afterwards `seconds` and, on a GPU, `peak_memory_mib`."""
+
+    def __init__(self, pipe: Any, denoiser: str, device: str) -> None:
+        """denoiser: the name of that component of the pipeline."""
+        self.on_gpu = device.startswith("cuda")
+        self.device = device
+        self.seconds: dict[str, float] = {}
+        self.peak_memory_mib: int | None = None
+        self._networks = [getattr(pipe, denoiser), getattr(getattr(pipe, "vae", None), "decoder", None)]
+        self._marks: list[float] = []
+
+    def __enter__(self) -> "StageWatch":
+        import torch
+
+        if self.on_gpu:
+            torch.cuda.reset_peak_memory_stats(self.device)
+        self._hooks = [
+            network.register_forward_pre_hook(lambda *_, stage=stage: self._enter(stage))
+            for stage, network in enumerate(self._networks, start=1)
+            if network is not None
+        ]
+        self._marks = [self._now()]
+        return self
+
+    def __exit__(self, *error: object) -> None:
+        import torch
+
+        for hook in self._hooks:
+            hook.remove()
+        marks = [*self._marks, self._now()]
+        spans = (later - earlier for earlier, later in pairwise(marks))
+        self.seconds = dict(zip(STAGES, spans, strict=False))  # a pipeline without a decoder has two
+        if self.on_gpu:
+            self.peak_memory_mib = torch.cuda.max_memory_allocated(self.device) // 2**20
+
+    def _enter(self, stage: int) -> None:
+        if len(self._marks) == stage:  # the first pass only: a mark at each would stall the device
+            self._marks.append(self._now())
+
+    def _now(self) -> float:
+        import torch
+
+        if self.on_gpu:
+            torch.cuda.synchronize(self.device)
+        return time.perf_counter()
+
+
+def measured(entries: Iterable[Mapping[str, Any]], batch: int) -> dict[str, Any]:
+    """Return what a journal's entries say of the cost of one image, empty where no whole block was drawn warm.
+
+    batch: images of a whole block."""
+    warm = [entry for entry in entries if entry.get("warm") and entry.get("images") == batch]
+    if not warm:
+        return {}
+    stages = {
+        stage: round(statistics.median(entry["stages"][stage] for entry in warm) / batch, 6)
+        for stage in STAGES
+        if all(stage in entry["stages"] for entry in warm)
+    }
+    peaks = [entry["peak_memory_mib"] for entry in warm if entry.get("peak_memory_mib") is not None]
+    return {
+        "device": warm[-1]["device"],
+        "batch": batch,
+        "warm_batches": len(warm),
+        "seconds_per_image": round(statistics.median(entry["seconds"] for entry in warm) / batch, 6),
+        "stage_seconds_per_image": stages,
+        **({"peak_device_memory_mib": max(peaks)} if peaks else {}),
+    }
