@@ -5,6 +5,7 @@ README.md beside this file tells steps, time and what came out.
 """
 
 import json
+import sys
 from abc import ABC, abstractmethod
 from collections.abc import Sequence
 from dataclasses import asdict, dataclass, field
@@ -15,6 +16,7 @@ from typing import TYPE_CHECKING, Annotated
 import torch
 import tyro
 
+from benchmarks.cli import parse
 from benchmarks.micro.aesthetic import save_aesthetic
 from benchmarks.micro.autoencoder import AutoencoderConfig, train_autoencoder
 from benchmarks.micro.check import (
@@ -33,6 +35,7 @@ from benchmarks.micro.renders import WEAK_WEIGHTS
 from benchmarks.micro.teacher import Networks, TeacherConfig, train_teacher
 from benchmarks.micro.training import Log
 from benchmarks.protocol import write_protocol
+from benchmarks.screen import guarded
 from metrics.micro.prompts import prompt_sets
 
 if TYPE_CHECKING:
@@ -217,11 +220,12 @@ Command = (
 )
 
 
-def main() -> None:
-    """Run the stage that the command line names."""
-    stage: Stage = tyro.cli(Command, description=__doc__)
+def main(args: Sequence[str] | None = None) -> int:
+    """Run the stage that the command line names; return the exit code."""
+    stage: Stage = parse(Command, prog="python -m benchmarks.micro.make", description=__doc__, args=args)
     stage.run()
+    return 0
 
 
 if __name__ == "__main__":
-    main()
+    sys.exit(guarded(main))

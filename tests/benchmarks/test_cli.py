@@ -32,10 +32,10 @@ def test_flags_become_fields() -> None:
 @pytest.mark.parametrize(
     ("line", "message"),
     [
-        (["--batch-sise", "3"], r"unknown flag --batch-sise; did you mean '--batch-size'\?"),
-        (["rtdmd", "--bach_size=3"], r"unknown flag --bach_size; did you mean '--batch-size'\?"),
-        (["--no-resme"], r"unknown flag --no-resme; did you mean '--no-resume'\?"),
-        (["rtdmd", "dmd"], "unexpected argument 'dmd'"),
+        (["--batch-sise", "3"], r"unknown: --batch-sise, 3; did you mean --batch-size\?"),
+        (["rtdmd", "--bach_size=3"], r"unknown: --bach_size=3; did you mean --batch-size\?"),
+        (["--no-resme"], r"unknown: --no-resme; did you mean --no-resume\?"),
+        (["rtdmd", "dmd"], "unknown: dmd"),
         (["--batch-size", "many"], "--batch-size: .*'many'.*; see python -m some.thing --help"),
         (["--batch-size"], "Missing value for argument '--batch-size'.*; see python -m some.thing --help"),
         (["--stage", "scoer"], "invalid choice 'scoer'.*'score', 'all'.*; see python -m some.thing --help"),
