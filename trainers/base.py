@@ -176,6 +176,11 @@ class RolesTrainer:
     image_free = True  # whether no term needs pictures from outside; of the rewards, the bank knows
     _protocol: SamplingProtocol
 
+    @classmethod
+    def trains_on_rewards(cls, config: Any) -> bool:
+        """Return whether a term of the loss under these settings knows the rewards, or only the canary does."""
+        return True
+
     def protocol(self) -> SamplingProtocol:
         """Return how the student is meant to be sampled."""
         return self._protocol
@@ -198,6 +203,11 @@ class Trainer(Protocol):
     image_free: bool
 
     def __init__(self, config: Any, backbone: Backbone, rewards: RewardBank, world: World) -> None: ...
+
+    @classmethod
+    def trains_on_rewards(cls, config: Any) -> bool:
+        """Return whether a term of the loss under these settings knows the rewards, or only the canary does."""
+        ...
 
     def step(self, prompts: Sequence[Prompt], iteration: int) -> Logs:
         """Train on `prompts_per_step` different prompts; return what the log shall hold."""

@@ -9,7 +9,7 @@ Axes: B samples, then any latent axes; levels t are [B, 1, ...] or floats.
 """
 
 from collections.abc import Callable, Mapping, Sequence
-from typing import Literal
+from typing import Any, Literal
 
 import torch
 from torch import Tensor, nn
@@ -146,6 +146,11 @@ class Dmd(RolesTrainer):
     """The baseline trainer: distribution matching alone."""
 
     Config = DmdConfig
+
+    @classmethod
+    def trains_on_rewards(cls, config: Any) -> bool:
+        """Return that distribution matching alone knows none."""
+        return False
 
     def __init__(
         self,

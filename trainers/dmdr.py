@@ -95,6 +95,11 @@ class Dmdr(RolesTrainer):
 
     Config = DmdrConfig
 
+    @classmethod
+    def trains_on_rewards(cls, config: DmdrConfig) -> bool:
+        """Return whether rewards weigh the distribution matching or have a term of their own."""
+        return config.reinforced or (config.phase == "rt_dm" and config.rt_dm.kind != "none")
+
     def __init__(self, config: DmdrConfig, backbone: Backbone, rewards: RewardBank, world: World) -> None:
         self.rewards, self.world, c = rewards, world, config
         if c.rl == "srpo":
@@ -215,8 +220,7 @@ class Dmdr(RolesTrainer):
                 'backbone.training = "full" has no adapter to scale: use "lora", or set trainer.dynadg.kind = "off" '
                 "and trainer.fake_scale = 1"
             )
-        weighted = c.phase == "rt_dm" and c.rt_dm.kind != "none"
-        if (weighted or c.reinforced) and not rewards.ids:
+        if self.trains_on_rewards(c) and not rewards.ids:
             raise UserError(f'trainer.phase = "{c.phase}" needs a reward: add a [[rewards]] table')
         if c.reinforced and c.rl == "refl":
             check_refl(c.refl, rewards)

@@ -65,6 +65,11 @@ class DpDmd(RolesTrainer):
 
     Config = DpDmdConfig
 
+    @classmethod
+    def trains_on_rewards(cls, config: DpDmdConfig) -> bool:
+        """Return that distribution matching alone knows none."""
+        return False
+
     def __init__(self, config: DpDmdConfig, backbone: Backbone, rewards: RewardBank, world: World) -> None:
         self.config = config
         self.roles = Roles(backbone, config.student, config.fake_score, config.ema, world)

@@ -84,6 +84,7 @@ class Loop:
         self.accelerator.wait_for_everyone()
         self._curves: list[dict[str, Any]] = []
         self._stages: list[dict[str, Any]] = []  # what training.json tells of each finished stage
+        self._rewarded = any(trainer.trains_on_rewards(c) for trainer, c in self._methods.values())
         self._log_lines = 0
 
     def train(self) -> Path:
@@ -261,8 +262,9 @@ class Loop:
                 method=self.method,
                 config=as_table(self.run),
                 seed=self.run.seed,
-                rewards=self.rewards.ids,
-                image_free=self.rewards.image_free and all(stage["image_free"] for stage in self._stages),
+                rewards=self.rewards.ids if self._rewarded else [],
+                image_free=(self.rewards.image_free or not self._rewarded)
+                and all(stage["image_free"] for stage in self._stages),
                 network_passes=self.backbone.passes,
                 prompts_digest=self._prompts.digest,
                 curves=self._curves,

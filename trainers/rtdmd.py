@@ -75,6 +75,11 @@ class Rtdmd(RolesTrainer):
 
     Config = RtdmdConfig
 
+    @classmethod
+    def trains_on_rewards(cls, config: RtdmdConfig) -> bool:
+        """Return whether stage II has one of its two reward terms."""
+        return config.phase == "reinforce" and (config.reinforce.rl != "none" or config.reinforce.det_term)
+
     def __init__(self, config: RtdmdConfig, backbone: Backbone, rewards: RewardBank, world: World) -> None:
         self.config, self.backbone, self.rewards, self.world = config, backbone, rewards, world
         self.roles = Roles(backbone, config.student, config.fake_score, config.ema, world)

@@ -18,6 +18,7 @@ from metrics.base import Prompt, make
 from tests.trainers.closed_form import reward_bank
 from trainers import canary as canary_module
 from trainers import loop as loop_module
+from trainers.base import find
 from trainers.config import RunConfig, merge, read_run
 from trainers.loop import Loop
 from trainers.prompts import PromptStream
@@ -111,6 +112,37 @@ def test_a_finished_run_started_again_changes_nothing(
     before = (tmp_path / "run" / "log.jsonl").read_bytes(), (student / "training.json").read_bytes()
     Loop("rtdmd", run, tmp_path / "run").train()
     assert ((tmp_path / "run" / "log.jsonl").read_bytes(), (student / "training.json").read_bytes()) == before
+
+
+def test_a_reward_that_is_only_watched_was_not_trained_on(
+    pipeline_folder: Path, prompt_file: Path, tmp_path: Path
+) -> None:
+    matched = {"stages": {"reinforce": {"settings": {"phase": "cold_start"}}}}
+    student = Loop("rtdmd", settings(pipeline_folder, prompt_file, **matched), tmp_path / "run").train()
+    assert json.loads((student / "training.json").read_text())["rewards"] == []
+
+
+@pytest.mark.parametrize(
+    ("method", "table", "rewarded"),
+    [
+        ("rtdmd", {"phase": "cold_start"}, False),
+        ("rtdmd", {"phase": "reinforce"}, True),
+        ("rtdmd", {"phase": "reinforce", "reinforce": {"rl": "none"}}, True),  # the direct term is left
+        ("rtdmd", {"phase": "reinforce", "reinforce": {"rl": "none", "det_term": False}}, False),
+        ("dmdr", {"phase": "joint"}, True),
+        ("dmdr", {"phase": "rt_dm"}, True),
+        ("dmdr", {"phase": "rt_dm", "rt_dm": {"kind": "none"}}, False),
+        ("dmd", {}, False),
+        ("dmd2", {}, False),
+        ("dp_dmd", {}, False),
+        ("refl", {}, True),
+        ("grpo", {}, True),
+        ("dpo", {}, True),
+    ],
+)
+def test_methods_tell_whether_a_term_knows_the_rewards(method: str, table: dict[str, Any], rewarded: bool) -> None:
+    trainer = find(method)
+    assert trainer.trains_on_rewards(build(trainer.Config, table, "test")) is rewarded
 
 
 def test_the_student_carries_its_protocol_and_training(
