@@ -75,9 +75,9 @@ def test_finished_rows_are_left_alone(tmp_path: Path, monkeypatch: pytest.Monkey
     done: list[str] = []
     monkeypatch.setattr(study_module, "run_row", lambda s, p, row, seed, folder, board: (
         done.append(folder.name), folder.mkdir(parents=True)))  # fmt: skip
-    arguments = Arguments(study="rtdmd", out=tmp_path, seeds=(0, 1), rows=("rtdmd", "base-4-guided"))
+    arguments = Arguments(study="rtdmd", out=tmp_path, seeds=(0, 1), rows=("rtdmd", "micro-teacher-4-steps-guided"))
     main(arguments)
-    assert done == ["base-4-guided", "rtdmd-s0", "rtdmd-s1"]  # an untrained row knows no seed
+    assert done == ["micro-teacher-4-steps-guided", "rtdmd-s0", "rtdmd-s1"]  # an untrained row knows no seed
     shutil.rmtree(tmp_path / "rtdmd-s1")
     main(arguments)
     assert done[3:] == ["rtdmd-s1"]
