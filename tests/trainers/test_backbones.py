@@ -135,7 +135,7 @@ def test_features_are_the_last_blocks_image_tokens_with_gradients(backbone: base
         other = backbone.features("teacher", x, t, prompts)
         assert not torch.allclose(other, features, atol=1e-3)
         # what is left of the network after them: norm, projection, patches put back
-        network = backbone._network("fake_score")  # type: ignore[attr-defined]
+        network = backbone._roles.network("fake_score")  # type: ignore[attr-defined]
         temb = network.time_text_embed(1000 * t.flatten(), prompts[1])
         patches = network.proj_out(network.norm_out(features, temb)).view(2, 4, 4, 2, 2, 4)
         v = torch.einsum("nhwpqc->nchpwq", patches).reshape(2, 4, 8, 8)
@@ -237,10 +237,10 @@ def test_fake_scale_scales_the_adapter_and_0_is_bitwise_the_base(pipeline_folder
     twice = velocity("fake_score", 2.0)
     assert torch.equal(velocity("teacher", 2.0), twice) and not torch.allclose(twice, fake, atol=1e-4)
     assert not torch.allclose(velocity("teacher", 0.5, 3.0), guided, atol=1e-4)
-    merged = backbone._adapters.merged("fake_score")  # type: ignore[attr-defined]
+    merged = backbone._roles.merged("fake_score")  # type: ignore[attr-defined]
     assert torch.equal(velocity("fake_score"), fake) and torch.equal(velocity("teacher"), teacher)
     velocity("fake_score", 2.0)
-    again = backbone._adapters.merged("fake_score")  # type: ignore[attr-defined]
+    again = backbone._roles.merged("fake_score")  # type: ignore[attr-defined]
     assert all(torch.equal(again[name], merged[name]) for name in merged)
     with torch.no_grad():  # the scale s is that of the delta: s = 2 is the adapter with B doubled
         for parameter in backbone.parameters("fake_score")[1::2]:
@@ -291,7 +291,7 @@ def test_checkpointed_gradients_are_those_of_the_role_whatever_ran_since(
             gradient_checkpointing=checkpointing,
         )  # type: ignore[arg-type] # fmt: skip
         backbone = load(settings, CPU)
-        backbone._pipeline.transformer.train()  # type: ignore[attr-defined]
+        backbone.pipeline.transformer.train()  # type: ignore[attr-defined]
         for role in ("student", "fake_score"):
             perturb(backbone.parameters(role))
         x, prompts = latents(backbone), backbone.encode(TEXTS)
@@ -315,7 +315,7 @@ def test_the_fake_scores_adapter_may_have_a_shape_of_its_own(pipeline_folder: Pa
     ranks = {role: backbone.parameters(role)[0].shape[0] for role in ("student", "fake_score")}  # type: ignore[arg-type]
     assert ranks == {"student": 4, "fake_score": 2}
     perturb(backbone.parameters("fake_score"))
-    name, merged = next(iter(backbone._adapters.merged("fake_score").items()))  # type: ignore[attr-defined]
+    name, merged = next(iter(backbone._roles.merged("fake_score").items()))  # type: ignore[attr-defined]
     a, b = backbone.parameters("fake_score")[:2]  # alpha / rank is 1
-    base_weight = backbone._adapters.base_state()[name]  # type: ignore[attr-defined]
+    base_weight = backbone._roles.base_state()[name]  # type: ignore[attr-defined]
     assert torch.allclose(merged, base_weight + b @ a, atol=1e-6)
