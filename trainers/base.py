@@ -181,6 +181,11 @@ class RolesTrainer:
         """Return whether a term of the loss under these settings knows the rewards, or only the canary does."""
         return True
 
+    @classmethod
+    def trained_on(cls, config: Any) -> tuple[str, ...]:
+        """Return the metrics, besides the rewards, whose model a term of this config trains on: not held out."""
+        return ()
+
     def protocol(self) -> SamplingProtocol:
         """Return how the student is meant to be sampled."""
         return self._protocol
@@ -207,6 +212,11 @@ class Trainer(Protocol):
     @classmethod
     def trains_on_rewards(cls, config: Any) -> bool:
         """Return whether a term of the loss under these settings knows the rewards, or only the canary does."""
+        ...
+
+    @classmethod
+    def trained_on(cls, config: Any) -> tuple[str, ...]:
+        """Return the metrics, besides the rewards, whose model a term of this config trains on: not held out."""
         ...
 
     def step(self, prompts: Sequence[Prompt], iteration: int) -> Logs:

@@ -26,7 +26,7 @@ from trainers.dp_dmd import ONE_LEVEL
 from trainers.flow import RenoiseLaw
 from trainers.latents import TeacherSamples, TeacherSamplesConfig
 from trainers.learner import EmaConfig, OptimiserConfig
-from trainers.perceptual import Perceptual, load_perceptual, reduced
+from trainers.perceptual import MEASURED_BY, Perceptual, load_perceptual, reduced
 from trainers.rewards import RewardBank
 
 
@@ -79,6 +79,11 @@ class DmdLpips(Dmd):
         self._distance = load_perceptual(config.lpips.distance, backbone.device)
         super().__init__(config, backbone, rewards, world)
         self.samples = TeacherSamples(backbone, config.teacher_samples, config.guidance_scale, world)
+
+    @classmethod
+    def trained_on(cls, config: DmdLpipsConfig) -> tuple[str, ...]:
+        """Return the metrics that see by the distance's own network."""
+        return MEASURED_BY[config.lpips.distance] if config.lpips.weight else ()
 
     def student_losses(self, networks: Networks, x0: Tensor, prompts: Sequence[Prompt]) -> dict[str, Tensor]:
         """Return L_dmd and the regression's term."""

@@ -18,7 +18,7 @@ import torch
 from accelerate import Accelerator
 from accelerate.utils import broadcast_object_list, gather_object
 
-from benchmarks.config import as_table
+from benchmarks.config import UserError, as_table
 from benchmarks.overlap import write_fingerprints
 from benchmarks.prompts import PromptSet
 from benchmarks.protocol import write_protocol
@@ -75,6 +75,11 @@ class Loop:
         self._prompts = PromptSet(run.prompts.source, read_training_prompts(run.prompts.source))
         self._stream = PromptStream(self._prompts.prompts, run.prompts.balance, run.seed)
         self.rewards = load_rewards(run.rewards, self.accelerator.device)
+        own = (name for trainer, config in self._methods.values() for name in trainer.trained_on(config))
+        self._rewarded = any(trainer.trains_on_rewards(c) for trainer, c in self._methods.values())
+        self._trained_on = list(dict.fromkeys([*(self.rewards.ids if self._rewarded else ()), *own]))
+        if run.canary.stop.metric in self._trained_on:
+            raise UserError(f"{where}: canary.stop.metric {run.canary.stop.metric!r} is trained on: name another")
         self._canary = Canary(run.canary, self.rewards.ids, self.accelerator.device)
         self.backbone = self._load_backbone(run.backbone.path)
         if self.accelerator.is_main_process:
@@ -84,7 +89,6 @@ class Loop:
         self.accelerator.wait_for_everyone()
         self._curves: list[dict[str, Any]] = []
         self._stages: list[dict[str, Any]] = []  # what training.json tells of each finished stage
-        self._rewarded = any(trainer.trains_on_rewards(c) for trainer, c in self._methods.values())
         self._log_lines = 0
 
     def train(self) -> Path:
@@ -262,7 +266,7 @@ class Loop:
                 method=self.method,
                 config=as_table(self.run),
                 seed=self.run.seed,
-                rewards=self.rewards.ids if self._rewarded else [],
+                rewards=self._trained_on,
                 image_free=(self.rewards.image_free or not self._rewarded)
                 and all(stage["image_free"] for stage in self._stages),
                 network_passes=self.backbone.passes,

@@ -26,6 +26,11 @@ from metrics.weights import WeightFolder
 PerceptualDistance = Callable[[Tensor, Tensor], Tensor]  # of images [B, 3, H, W] in [0, 1]; distances [B]
 Perceptual = Literal["lpips_vgg", "micro_perceptual"]
 MICRO_CLIP = Path(metrics.__file__).parent / "micro" / "clip"
+# The metrics that see by a distance's network: of a student that was trained with it they are no longer held out.
+MEASURED_BY: dict[Perceptual, tuple[str, ...]] = {
+    "lpips_vgg": ("lpips_diversity.vgg",),
+    "micro_perceptual": ("micro_clip",),
+}
 
 
 def reduced(images: Tensor, size: int) -> Tensor:

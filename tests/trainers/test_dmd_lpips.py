@@ -5,11 +5,12 @@ import torch
 from torch import Tensor
 
 from benchmarks.config import UserError, build
-from metrics.base import Prompt
+from metrics.base import Prompt, available
 from tests.trainers.closed_form import PointBackbone
 from trainers import dmd_lpips
 from trainers.backbones.base import BackboneConfig, LoraConfig, load
 from trainers.base import SamplerConfig, World, find
+from trainers.dmd import Dmd, DmdConfig
 from trainers.dmd_lpips import DmdLpips, DmdLpipsConfig, LpipsConfig
 from trainers.dp_dmd import DpDmdConfig
 from trainers.latents import TeacherSamplesConfig
@@ -102,3 +103,17 @@ def test_everything_but_the_regression_is_dp_dmds() -> None:
 def test_other_sources_are_refused() -> None:
     with pytest.raises(UserError, match="whole rollouts"):
         build(DmdLpipsConfig, {"x0_source": "last_step"}, "x.toml")
+
+
+@pytest.mark.parametrize(
+    ("distance", "weight", "metrics"),
+    [
+        ("micro_perceptual", 0.25, ("micro_clip",)),
+        ("lpips_vgg", 0.25, ("lpips_diversity.vgg",)),
+        ("micro_perceptual", 0.0, ()),
+    ],
+)
+def test_the_distances_own_metrics_are_trained_on(distance: str, weight: float, metrics: tuple[str, ...]) -> None:
+    config = build(DmdLpipsConfig, {"lpips": {"distance": distance, "weight": weight}}, "x.toml")
+    assert DmdLpips.trained_on(config) == metrics and set(metrics) <= available().keys()
+    assert Dmd.trained_on(DmdConfig()) == ()

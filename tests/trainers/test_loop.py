@@ -168,6 +168,28 @@ def test_the_student_carries_its_protocol_and_training(
     assert any(not torch.equal(base[k].half(), trained[k]) for k in base)
 
 
+def test_a_distance_that_is_trained_on_is_listed_with_the_rewards_and_is_no_stop(
+    pipeline_folder: Path, prompt_file: Path, tmp_path: Path
+) -> None:
+    """A student trained on micro CLIP's features is not judged by micro CLIP as if it had never seen it."""
+    stage = {
+        "trainer": "dmd_lpips", "iterations": 1,
+        "settings": {
+            "batch_size": 2, "fake_score_updates": 1, "guidance_scale": 1.0,
+            "sampler": {"sampler": "euler", "num_inference_steps": 2},
+            "lpips": {"distance": "micro_perceptual", "batch_size": 2},
+            "teacher_samples": {"count": 2, "steps": 2, "folder": str(tmp_path / "samples")},
+        },
+    }  # fmt: skip
+    changes = {"stages": {"cold_start": {"iterations": 1}, "reinforce": {"iterations": 1}, "distil": stage}}
+    student = Loop("rtdmd", settings(pipeline_folder, prompt_file, **changes), tmp_path / "run").train()
+    record = Training.model_validate_json((student / "training.json").read_text())
+    assert record.rewards == ["redness", "judge", "micro_clip"]
+    stop = {"prompts": str(prompt_file), "metrics": ["micro_clip"], "stop": {"metric": "micro_clip"}}
+    with pytest.raises(UserError, match=r"canary\.stop\.metric 'micro_clip' is trained on"):
+        Loop("rtdmd", settings(pipeline_folder, prompt_file, canary=stop, **changes), tmp_path / "other")
+
+
 def test_the_export_is_the_ema(pipeline_folder: Path, prompt_file: Path, tmp_path: Path) -> None:
     run = settings(pipeline_folder, prompt_file, export={"dtype": "float32"}, backbone={"training": "full"})
     student = Loop("rtdmd", run, tmp_path / "run").train()
