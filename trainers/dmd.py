@@ -27,6 +27,7 @@ from trainers.rewards import RewardBank
 from trainers.rollout import rollout
 
 Normaliser = Literal["x0_teacher", "xt_teacher", "none"]
+Prediction = Literal["velocity", "eps"]
 
 
 def dmd_gradient(
@@ -73,10 +74,13 @@ def student_loss(
     return dmd_loss(x0, gradient)
 
 
-def fake_score_loss(x0: Tensor, fake_score: Velocity, t: Tensor, eps: Tensor) -> Tensor:
-    """Return the flow-matching loss of the fake score on the student's samples x0."""
+def fake_score_loss(x0: Tensor, fake_score: Velocity, t: Tensor, eps: Tensor, of: Prediction = "velocity") -> Tensor:
+    """Return the mean square error of the fake score on the student's samples x0: of its velocity or of its eps.
+
+    eps_hat - eps = (1 - t) (v_hat - v), so a loss in v weighs one in eps by 1 / (1 - t)^2."""
     x0 = x0.detach()
-    return ((fake_score(interpolate(x0, eps, t), t) - (eps - x0)) ** 2).mean()
+    error = fake_score(interpolate(x0, eps, t), t) - (eps - x0)
+    return ((error if of == "velocity" else (1 - t) * error) ** 2).mean()
 
 
 def last_step_x0(student: Velocity, x: Tensor, protocol: Protocol, draws: Draws, grad: bool) -> Tensor:
@@ -128,6 +132,7 @@ class DmdConfig:
     normaliser: Normaliser = "x0_teacher"
     renoise: RenoiseLaw = RenoiseLaw()
     fake_score_renoise: RenoiseLaw = RenoiseLaw(kind="logit_normal")
+    fake_score_loss: Prediction = "velocity"  # eps: as eps models are trained, and DMD2 its fake score on SDXL
     student: OptimiserConfig = OptimiserConfig(lr=1e-3, betas=(0.5, 0.99))
     fake_score: OptimiserConfig = OptimiserConfig(lr=2e-3, betas=(0.5, 0.99))
     ema: EmaConfig = EmaConfig()
@@ -190,8 +195,9 @@ class Dmd(RolesTrainer):
 
     def fake_score_losses(self, networks: Networks, x0: Tensor, prompts: Sequence[Prompt]) -> dict[str, Tensor]:
         """Return the terms of step 2, weighted, of samples x0 [B, ...] without graph; methods with more add them."""
-        t, eps = self.config.fake_score_renoise.draw(x0, self.roles.draws)
-        return {"fake_score_loss": fake_score_loss(x0, networks.fake_score, t, eps)}
+        c = self.config
+        t, eps = c.fake_score_renoise.draw(x0, self.roles.draws)
+        return {"fake_score_loss": fake_score_loss(x0, networks.fake_score, t, eps, c.fake_score_loss)}
 
     def student_losses(self, networks: Networks, x0: Tensor, prompts: Sequence[Prompt]) -> dict[str, Tensor]:
         """Return the terms of step 3, weighted, of the student's samples x0 [B, ...]; methods with more add them."""

@@ -29,7 +29,7 @@ from benchmarks.config import config
 from metrics.base import Prompt, UserError
 from trainers.backbones.base import Backbone
 from trainers.base import Logs, Roles, RolesTrainer, SamplerConfig, World, register
-from trainers.dmd import Normaliser, descend, fake_score_loss, student_loss
+from trainers.dmd import Normaliser, Prediction, descend, fake_score_loss, student_loss
 from trainers.dpo import DpoTerm, follow, online_dpo_loss
 from trainers.dynamic import DynaDgConfig, DynaRsConfig
 from trainers.first_step import FirstStepConfig, first_step_loss
@@ -54,6 +54,7 @@ class DmdrConfig:
     batch_size: int = 8  # prompts per iteration and process
     fake_score_updates: int = 5  # R, per student update
     normaliser: Normaliser = "x0_teacher"
+    fake_score_loss: Prediction = "velocity"  # eps: as eps models are trained, here by the authors' code on SDXL
     fake_scale: float = 2.0  # s_f of the fake score's adapter; 1 where the roles are full copies
     dynadg: DynaDgConfig = DynaDgConfig()  # its updates, and those of dynars, count from the start of the stage
     dynars: DynaRsConfig = DynaRsConfig()
@@ -146,7 +147,8 @@ class Dmdr(RolesTrainer):
 
     def _update_fake_score(self, x0: Tensor, prompts: Sequence[Prompt], law: RenoiseLaw) -> Logs:
         fake_score = self.roles.networks(prompts, 1.0, fake_scale=self._fake_scale).fake_score
-        loss = fake_score_loss(x0, fake_score, *law.draw(x0, self.roles.draws))
+        t, eps = law.draw(x0, self.roles.draws)
+        loss = fake_score_loss(x0, fake_score, t, eps, self.config.fake_score_loss)
         return descend("fake_score", self.roles.fake_score, {"fake_score_loss": loss})
 
     def _losses(

@@ -23,7 +23,7 @@ from benchmarks.config import config
 from metrics.base import Prompt
 from trainers.backbones.base import Backbone
 from trainers.base import Logs, Networks, Roles, RolesTrainer, SamplerConfig, World, register
-from trainers.dmd import Normaliser, descend, fake_score_loss, student_loss
+from trainers.dmd import Normaliser, Prediction, descend, fake_score_loss, student_loss
 from trainers.first_step import FirstStepConfig, first_step_loss
 from trainers.flow import RenoiseLaw
 from trainers.learner import EmaConfig, OptimiserConfig
@@ -48,6 +48,7 @@ class DpDmdConfig:
     normaliser: Normaliser = "xt_teacher"
     renoise: RenoiseLaw = ONE_LEVEL
     fake_score_renoise: RenoiseLaw = ONE_LEVEL
+    fake_score_loss: Prediction = "velocity"  # eps: as eps models are trained
     student: OptimiserConfig = OptimiserConfig(lr=1e-5)
     fake_score: OptimiserConfig = OptimiserConfig(lr=1e-5)
     ema: EmaConfig = EmaConfig(decay=0.0)
@@ -89,7 +90,8 @@ class DpDmd(RolesTrainer):
         """Keep the fake score on the student's present distribution."""
         c, draws = self.config, self.roles.draws
         x0 = rollout(networks.student, z, self._protocol, lambda _: draws.normal_like(z))[-1].x_next
-        loss = fake_score_loss(x0, networks.fake_score, *c.fake_score_renoise.draw(x0, draws))
+        t, eps = c.fake_score_renoise.draw(x0, draws)
+        loss = fake_score_loss(x0, networks.fake_score, t, eps, c.fake_score_loss)
         return descend("fake_score", self.roles.fake_score, {"fake_score_loss": loss})
 
     def _update_student(self, networks: Networks, z: Tensor) -> Logs:

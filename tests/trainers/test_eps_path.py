@@ -1,5 +1,7 @@
 """Distillation of eps models end to end: the two-dimensional toys of the flow trainers, through the VP bridge."""
 
+from typing import Any
+
 import pytest
 import torch
 from torch import Tensor
@@ -10,7 +12,10 @@ from metrics.base import Prompt
 from tests.trainers.closed_form import PointBackbone
 from trainers.backbones.base import Role
 from trainers.base import SamplerConfig, World
-from trainers.dmd import Dmd, DmdConfig
+from trainers.dmd import Dmd, DmdConfig, fake_score_loss
+from trainers.dmdr import Dmdr, DmdrConfig
+from trainers.dp_dmd import DpDmd, DpDmdConfig
+from trainers.dynamic import DynaRsConfig
 from trainers.flow import RenoiseLaw
 from trainers.learner import EmaConfig, OptimiserConfig
 from trainers.rewards import RewardBank
@@ -49,6 +54,51 @@ class EpsPointBackbone(PointBackbone):
             # like any teacher's copy it begins with x0 near the data: eps = x_t, and so x0 = (1 - b) / a x_t
             eps = seen + self.networks[role](seen, timestep / 1000)
         return self.path.velocity(eps, x_t, level)
+
+
+def test_the_fake_scores_loss_in_eps_is_the_unets_own() -> None:
+    """What DMD2 trains on SDXL, mean (eps_hat - eps)^2 of the UNet's output, written out on the VP path."""
+    path = VpPath.of(SDXL)
+    assert path is not None
+    x0, eps = torch.randn(2, 64, 3, dtype=torch.float64, generator=torch.Generator().manual_seed(0))
+    timestep = torch.linspace(1, 990, 64).long()
+    a, b = path.alpha_bar[timestep].sqrt()[:, None], (1 - path.alpha_bar[timestep]).sqrt()[:, None]
+
+    def unet(x_vp: Tensor) -> Tensor:
+        return 0.7 * x_vp + torch.sin(3 * x_vp)
+
+    def fake_score(x: Tensor, t: Level) -> Tensor:
+        return path.velocity(unet(path.model_input(x, t)), x, t)
+
+    own = (unet(a * x0 + b * eps) - eps).square().mean()
+    t = b / (a + b)
+    assert fake_score_loss(x0, fake_score, t, eps, "eps").item() == pytest.approx(own.item(), rel=1e-9)
+    weighted = ((unet(a * x0 + b * eps) - eps) / (1 - t)).square().mean()
+    assert fake_score_loss(x0, fake_score, t, eps).item() == pytest.approx(weighted.item(), rel=1e-9)
+
+
+NARROW = RenoiseLaw(low=0.4999, high=0.5001)
+METHODS: dict[str, tuple[type, type, dict[str, Any]]] = {
+    "dmd": (Dmd, DmdConfig, {"fake_score_renoise": NARROW}),
+    "dp_dmd": (DpDmd, DpDmdConfig, {"fake_score_renoise": NARROW}),
+    "dmdr": (Dmdr, DmdrConfig, {"dynars": DynaRsConfig(kind="fixed", alpha=1e7, beta=1e7)}),
+}
+
+
+@pytest.mark.parametrize("method", METHODS)
+def test_every_method_trains_its_fake_score_on_eps_where_it_is_asked_to(method: str) -> None:
+    """At t = 1/2 the loss in eps is a quarter of that in v."""
+    trainer, config, settings = METHODS[method]
+    losses = []
+    for of in ("velocity", "eps"):
+        torch.manual_seed(0)
+        backbone = PointBackbone((1.0, -0.5), 0.5)
+        one = trainer(
+            config(guidance_scale=1.0, fake_score_loss=of, **settings), backbone, RewardBank([], {}), World()
+        )
+        prompts = [Prompt(text=str(n)) for n in range(one.prompts_per_step)]
+        losses.append(one.step(prompts, 0)["fake_score_loss"])
+    assert losses[1] == pytest.approx(losses[0] / 4, rel=2e-3) and losses[0] > 0.1
 
 
 def test_an_eps_student_learns_an_eps_teachers_gaussian() -> None:

@@ -5,7 +5,9 @@ the nearest timestep, and reads v from its answer; level 1 is the last timestep 
 Conditioning: the last but one hidden states of both text encoders, the pooled output of the second, and six numbers
 (original size, crop, target size; here always the whole picture at its size). Guidance is against zeros where the
 folder says force_zeros_for_empty_prompt, as its pipeline does.
-Source: Podell et al. 2023, arXiv:2307.01952, Sec. 2.2. Departure: a loss in v weighs a loss in eps by 1 / (1 - t)^2.
+A loss in v weighs one in eps by 1 / (1 - t)^2: `fake_score_loss = "eps"` in [trainer] trains the fake score as the
+UNet itself was.
+Source: Podell et al. 2023, arXiv:2307.01952, Sec. 2.2.
 Axes: B images, 4 x h x w latents.
 """
 
