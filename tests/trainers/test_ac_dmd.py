@@ -12,6 +12,7 @@ from trainers import ac_dmd, dmd
 from trainers.ac_dmd import AcDmdConfig, consistency_loss, velocity_target
 from trainers.draws import Draws
 from trainers.flow import interpolate, subinterval
+from trainers.rollout import Step
 
 S, T = 0.5, 0.8
 THETA = 0.9 * math.pi / 2
@@ -224,3 +225,26 @@ def test_level_is_drawn_above_the_samples_own_within_the_bounds() -> None:
         assert t.min() >= max(s + 0.01, 0.02) - 1e-6 and t.max() <= 0.98
         # [s + .01, 1] is clamped: the mass above .98 sits exactly there
         assert (t == 0.98).float().mean() == pytest.approx(0.02 / (0.99 - s), abs=0.01)
+
+
+def test_the_consistency_loss_joins_with_gamma_at_a_level_just_below() -> None:
+    network, x_s = Linear(), draw(16, 3)
+    plain, joined = (
+        ac_dmd.fake_score_loss(network, x_s, S, 0.9, AcDmdConfig(gamma=gamma), Draws(3)) for gamma in (0.0, 0.5)
+    )
+    draws = Draws(3)
+    t, noise = ac_dmd.renoise_level(S, x_s, AcDmdConfig(), draws), draws.normal_like(x_s)
+    a, sigma = subinterval(S, t)
+    x_t = a * x_s + sigma * noise
+    near = (t - draws.uniform(0.001, 0.2, x_t)).clamp(min=0)
+    expected = consistency_loss(network, x_t, network(x_t, t), t, near, 0.9, AcDmdConfig(), draws)
+    assert ((joined - plain) / 0.5).item() == pytest.approx(expected.item(), rel=1e-9) and expected != 0
+
+
+def test_the_anchor_is_the_steps_noisy_end_or_its_prediction() -> None:
+    x_t, v, x_next = draw(3, 4, 2)
+    step = Step(2, 0.75, 0.5, x_t, v, cps(x_t, v, 0.75, 0.5, 0.9), x_next)
+    x_s, s = ac_dmd.anchor_sample(step, "next_sigma")
+    assert torch.equal(x_s, x_next) and s == 0.5
+    x_s, s = ac_dmd.anchor_sample(step, "x0_full")
+    assert torch.equal(x_s, x_t - 0.75 * v) and s == 0

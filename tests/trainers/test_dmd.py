@@ -15,6 +15,7 @@ from trainers.dmd import Dmd, DmdConfig, dmd_gradient, dmd_loss
 from trainers.draws import Draws
 from trainers.flow import interpolate, x0_from_v
 from trainers.learner import EmaConfig, OptimiserConfig
+from trainers.renoised import renoised_rollout
 from trainers.rewards import RewardBank
 
 T, TAU = 0.6, 0.5
@@ -122,6 +123,23 @@ def test_x0_sources_give_the_students_own_prediction_with_one_graph(source: str)
     assert not calls[-1]
 
 
+def test_the_graph_is_that_of_a_random_step_which_ends_the_rollout() -> None:
+    asked: list[Level] = []
+    graphs: list[Level] = []
+
+    def student(x_t: Tensor, t: Level) -> Tensor:
+        asked.append(t)
+        if torch.is_grad_enabled():
+            graphs.append(t)
+        return torch.zeros_like(x_t)
+
+    protocol = SamplerConfig().protocol(Protocol())
+    for seed in range(40):
+        dmd.last_step_x0(student, torch.randn(2, 2), protocol, Draws(seed), True)
+        assert len(graphs) == seed + 1 and graphs[-1] == asked[-1]
+    assert set(graphs) == {1.0, 0.75, 0.5, 0.25}
+
+
 def test_full_rollout_is_the_samplers_own_end_with_the_gradient_of_every_step() -> None:
     """v = w_k at step k: from x at 1 the rollout ends at x - sum_k (t_{k-1} - t_k) w_k."""
     protocol = SamplerConfig(sampler="euler", sigmas=(1.0, 0.7, 0.6, 0.2)).protocol(Protocol())
@@ -191,6 +209,26 @@ def test_renoised_rollout_meets_every_level_with_its_own_prediction() -> None:
     assert abs(eps.mean()) < 0.15 and abs(eps.std() - 1) < 0.1
 
 
+def predicts_100_times_its_level(x_t: Tensor, t: Level) -> Tensor:
+    level = torch.as_tensor(t).expand(len(x_t), 1)
+    return (x_t - 100 * level) / level
+
+
+def test_inputs_of_a_deterministic_sampler_are_made_of_the_rollouts_end() -> None:
+    protocol = SamplerConfig(sampler="euler").protocol(Protocol())
+    simulated = renoised_rollout(predicts_100_times_its_level, torch.randn(64, 2), protocol, Draws(0), "final")
+    assert torch.allclose(simulated.x0, torch.tensor(25.0), atol=1e-3) and torch.equal(simulated.x0, simulated.x_K)
+
+
+def test_at_the_first_level_the_input_is_pure_noise_wherever_the_grid_starts() -> None:
+    protocol = SamplerConfig(sigmas=(0.9, 0.5), num_inference_steps=2).protocol(Protocol())
+    simulated = renoised_rollout(predicts_100_times_its_level, torch.randn(400, 2), protocol, Draws(0))
+    first = (simulated.t == 0.9).flatten()
+    assert 100 < first.sum() < 300
+    assert abs(simulated.x_t[first].mean()) < 0.2 and simulated.x_t[first].std().item() == pytest.approx(1, abs=0.1)
+    assert abs(simulated.x_t[~first].mean() - 0.5 * 50) < 0.2
+
+
 def train(iterations: int, config: DmdConfig, backbone: PointBackbone) -> Dmd:
     trainer = Dmd(config, backbone, RewardBank([], {}), World(seed=0))
     prompts = [Prompt(text=str(n)) for n in range(config.batch_size)]
@@ -221,7 +259,9 @@ def test_student_learns_a_gaussian_teacher() -> None:
 
 def test_student_is_updated_at_every_rth_iteration() -> None:
     backbone = PointBackbone((0, 0), 1)
-    trainer = train(60, DmdConfig(batch_size=2, fake_score_updates=10), backbone)
+    trainer = train(0, DmdConfig(batch_size=2, fake_score_updates=10), backbone)
+    logs = [trainer.step([Prompt(text="0"), Prompt(text="1")], iteration) for iteration in range(60)]
+    assert [n for n, one in enumerate(logs) if "student_norm" in one] == [9, 19, 29, 39, 49, 59]
     assert trainer.roles.student.updates == 6 and trainer.roles.fake_score.updates == 60
     assert trainer.roles.student.averages == 60  # the EMA moves at fake-only iterations as well
 

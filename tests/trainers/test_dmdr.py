@@ -2,6 +2,7 @@
 
 import copy
 import io
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -13,6 +14,7 @@ from benchmarks.config import UserError, build
 from benchmarks.samplers import Level
 from metrics.base import Prompt
 from tests.trainers.closed_form import FirstCoordinate, PointBackbone, reward_bank
+from trainers import dmdr
 from trainers.backbones.base import BackboneConfig, LoraConfig, load
 from trainers.base import SamplerConfig, Trainer, World
 from trainers.dmdr import Dmdr, DmdrConfig
@@ -22,6 +24,7 @@ from trainers.first_step import FirstStepConfig
 from trainers.grpo import Grpo, GrpoConfig, GrpoTerm
 from trainers.learner import OptimiserConfig
 from trainers.refl import Refl, ReflConfig, ReflTerm
+from trainers.renoised import Simulated
 from trainers.rewards import RewardBank, RewardConfig
 from trainers.rt_dm import RtDmConfig
 
@@ -102,7 +105,8 @@ def test_scales_levels_and_guidance_reach_the_networks() -> None:
         one.step(PROMPTS[:8], iteration)
     teacher = [(guidance, scale) for role, guidance, scale in seen if role == "teacher"]
     assert [scale for _, scale in teacher] == pytest.approx([0.5, 0.426777, 0.25, 0.073223, 0.0], abs=1e-6)
-    assert all(6.5 <= guidance <= 7.5 for guidance, _ in teacher) and len({guidance for guidance, _ in teacher}) == 5
+    scales = sorted(guidance for guidance, _ in teacher)
+    assert 6.5 <= scales[0] < 7 < scales[-1] <= 7.5 and len(set(scales)) == 5  # to both sides of w
     assert {(guidance, scale) for role, guidance, scale in seen if role == "fake_score"} == {(1.0, 2.0)}
 
 
@@ -113,6 +117,40 @@ def test_rt_dm_with_a_constant_reward_is_dmd() -> None:
     assert torch.allclose(tilted, gradient, atol=1e-7) and gradient.any()
     assert not torch.allclose(student_update(phase="rt_dm")[1], gradient, atol=1e-4)
     assert torch.equal(student_update(phase="rt_dm", rt_dm=RtDmConfig(kind="none"))[1], gradient)
+
+
+def simulations(one: Dmdr) -> list[Simulated]:
+    """Return the list in which the trainer's simulated batches will be noted."""
+    seen: list[Simulated] = []
+    simulate = one._simulate
+    one._simulate = lambda prompts: seen.append(simulate(prompts)) or seen[-1]  # type: ignore[method-assign,func-returns-value]
+    return seen
+
+
+def test_the_fake_score_learns_on_the_images_that_the_students_input_is_made_of(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    _, one = trainer(simulation="predictions", sampler=SamplerConfig(sampler="renoise"))
+    seen, learnt, loss = simulations(one), [], dmdr.fake_score_loss
+    monkeypatch.setattr(dmdr, "fake_score_loss", lambda x0, *rest: learnt.append(x0) or loss(x0, *rest))
+    one.step(PROMPTS[:8], 0)
+    assert torch.equal(learnt[0], seen[0].x0) and not torch.equal(seen[0].x0, seen[0].x_K)
+
+
+def test_rt_dm_weighs_by_the_reward_of_the_rollouts_end() -> None:
+    judged: list[Tensor] = []
+
+    class Noting(FirstCoordinate):
+        def reward(self, images: Tensor, prompts: Any) -> Tensor:
+            judged.append(images)
+            return images[:, 0]
+
+    _, one = trainer(
+        bank(Noting("x1", 0, True)), phase="rt_dm", simulation="predictions", sampler=SamplerConfig(sampler="renoise")
+    )
+    seen = simulations(one)
+    one.step(PROMPTS[:8], 1)
+    assert len(judged) == 1 and torch.equal(judged[0], seen[0].x_K) and not torch.equal(seen[0].x0, seen[0].x_K)
 
 
 def test_joint_training_adds_lambda_times_the_reward_term_to_dmd() -> None:
@@ -159,7 +197,8 @@ def test_every_reward_term_joins_distribution_matching(rl: str) -> None:
 def test_first_step_loss_joins_with_its_weight() -> None:
     first = FirstStepConfig(weight=0.5, k_anchor=2, teacher_steps=4)
     logs, gradient = student_update(dp_first_step=first)
-    assert logs["first_step_loss"] > 0
+    twice, _ = student_update(dp_first_step=replace(first, weight=1.0))
+    assert logs["first_step_loss"] > 0 and twice["first_step_loss"] == pytest.approx(2 * logs["first_step_loss"])
     assert not torch.allclose(gradient, student_update()[1], atol=1e-4)
 
 

@@ -1,5 +1,6 @@
 """DP-DMD: which step learns from which loss, how often each network is updated, and where that leads."""
 
+from functools import partial
 from typing import Any
 
 import pytest
@@ -13,7 +14,7 @@ from tests.trainers.closed_form import PointBackbone
 from trainers.backbones.base import BackboneConfig, LoraConfig, load
 from trainers.base import SamplerConfig, World
 from trainers.dp_dmd import DpDmd, DpDmdConfig
-from trainers.first_step import FirstStepConfig
+from trainers.first_step import FirstStepConfig, teacher_anchor
 from trainers.learner import EmaConfig, OptimiserConfig
 from trainers.rewards import RewardBank
 
@@ -78,6 +79,18 @@ def test_the_first_steps_gradient_is_lambda_times_the_mean_square_to_the_anchor(
         step_gradients(first_step=FirstStepConfig(weight=0.1)),
     )
     assert one is not None and two is not None and torch.allclose(two, 2 * one)
+
+
+def test_the_first_step_is_held_to_the_teachers_trajectory_from_its_own_noise() -> None:
+    backbone, trainer = trainer_of(stepwise=True, fake_score_updates=1, first_step=DIVERSITY)
+    drawn: list[Tensor] = []
+    noise = trainer.roles.noise
+    trainer.roles.noise = lambda count: drawn.append(noise(count)) or drawn[-1]  # type: ignore[method-assign,func-returns-value]
+    logs = trainer.step(PROMPTS[:8], 1)
+    (z,), levels = drawn, DIVERSITY.levels(1.0)
+    z_a = teacher_anchor(partial(backbone.velocity, "teacher", prompts=8), z, levels)
+    expected = ((0.1 + z / 2 - (z - z_a) / (1 - levels[-1])) ** 2).mean()
+    assert logs["first_step_loss"] == pytest.approx(0.05 * expected.item(), rel=1e-5)
 
 
 def test_without_the_cut_the_first_step_learns_from_distribution_matching_too() -> None:

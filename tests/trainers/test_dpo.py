@@ -11,6 +11,7 @@ from benchmarks.config import UserError
 from benchmarks.samplers import Level
 from metrics.base import Prompt
 from tests.trainers.closed_form import FirstCoordinate, PointBackbone
+from trainers import dpo
 from trainers.base import World
 from trainers.dpo import Dpo, DpoConfig, DpoTerm, choose_pairs, dpo_loss
 from trainers.learner import EmaConfig, OptimiserConfig
@@ -93,6 +94,31 @@ def test_online_dpo_brings_the_reference_up_every_n_updates() -> None:
         torch.equal(a, b)
         for a, b in zip(backbone.parameters("reference"), backbone.parameters("student"), strict=True)
     )
+
+
+class Numbered(PointBackbone):
+    """Student and reference make (n, n) of any noise for the prompt "n"."""
+
+    def encode(self, prompts: Any) -> Tensor:  # type: ignore[override]
+        return torch.tensor([[float(prompt)] for prompt in prompts])
+
+    def velocity(self, role: Any, x_t: Tensor, t: Level, prompts: Any, *rest: Any, **more: Any) -> Tensor:
+        return (x_t - prompts) / t + 0 * self.networks["student"].head.bias
+
+
+def test_winner_and_loser_are_images_of_one_prompt_and_both_are_asked_with_it(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    seen: list[Any] = []
+    monkeypatch.setattr(dpo, "dpo_loss", lambda *arguments: seen.append(arguments) or dpo_loss(*arguments))
+    backbone = Numbered((0.0, 0.0), 0.5)
+    bank = RewardBank([RewardConfig(id="x1")], {"x1": FirstCoordinate("x1", 0, True)})  # type: ignore[dict-item]
+    Dpo(DpoConfig(dpo=DpoTerm(groups=8, group_size=3)), backbone, bank, World()).step(PROMPTS, 0)
+    student, reference, winner, loser, *_ = seen[0]
+    numbers = torch.arange(8.0)[:, None].expand(8, 2)
+    assert torch.allclose(winner, numbers, atol=1e-5) and torch.allclose(loser, numbers, atol=1e-5)
+    for network in (student, reference):  # at level 1 a sample's velocity is its distance from its prompt's image
+        assert network(torch.cat([winner, loser]), 1.0).abs().max() < 1e-5
 
 
 def test_no_reward_is_refused_by_name() -> None:

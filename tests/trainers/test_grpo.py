@@ -15,7 +15,8 @@ from metrics.base import Prompt
 from tests.trainers.closed_form import FirstCoordinate, PointBackbone
 from trainers import subgrpo
 from trainers.base import SamplerConfig, World
-from trainers.grpo import Grpo, GrpoConfig, GrpoTerm, ask_again, kl_to_reference
+from trainers.group_rollout import gathered_advantages
+from trainers.grpo import Grpo, GrpoConfig, GrpoEpoch, GrpoTerm, ask_again, kl_to_reference
 from trainers.learner import EmaConfig, OptimiserConfig
 from trainers.rewards import RewardBank, RewardConfig
 from trainers.rollout import Step
@@ -136,6 +137,21 @@ def test_the_last_step_is_not_trained_and_groups_without_contrast_are_dropped() 
     before = [p.detach().clone() for p in backbone.parameters("student")]
     assert one.step(PROMPTS, 0)["kept"] == 0 and one.roles.student.updates == 0
     assert all(torch.equal(a, b) for a, b in zip(before, backbone.parameters("student"), strict=True))
+
+
+def test_weights_make_every_update_a_mean_over_the_kept_images() -> None:
+    advantage = torch.tensor([1.0, -1.0, 0.0, 0.0, 2.0, -1.0, -1.0, 0.0])
+    epoch = GrpoEpoch(None, advantage, share=5 / 8)  # type: ignore[arg-type]
+    assert epoch.kept.tolist() == [0, 1, 4, 5, 6] and epoch.weight(epoch.kept, 1) == pytest.approx(1)
+    assert sum(epoch.weight(rows, 1) for rows in epoch.kept.split(2)) == pytest.approx(1)
+    halves = [epoch.weight(part, 2) for part in epoch.kept.tensor_split(2)]
+    assert halves == pytest.approx([6 / 5, 4 / 5])
+
+
+def test_advantages_lie_within_their_limit() -> None:
+    scores = {"x1": torch.tensor([0.0, 0.0, 0.0, 8.0, 8.0, 8.0, 8.0, 0.0])}
+    found, share = gathered_advantages(scores, bank(), 4, "global_std", 0.5, World())
+    assert found.min() == -0.5 and found.max() == 0.5 and share == 1
 
 
 def test_a_verdict_climbs_and_the_kl_holds_it_back() -> None:

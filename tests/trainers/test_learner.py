@@ -28,6 +28,7 @@ def test_ema_warms_up_and_skips_iterations() -> None:
         parameter.fill_(1.0)
     kept = 1.0
     for iteration in range(24):
+        assert one.averages == iteration // 8  # at the end of every eight
         one.average(iteration)
     for n in range(3):
         kept *= min((1 + n) / (10 + n), 0.9)
@@ -49,6 +50,14 @@ def test_gradients_are_clipped_together_and_cleared() -> None:
     parameter.grad = torch.tensor([3.0, 4.0, 0.0])
     assert one.update() == pytest.approx(5.0)
     assert parameter.grad is None and parameter[2] == 0 and parameter[0] < 0
+
+
+def test_what_the_optimiser_sees_is_clipped() -> None:
+    """AdamW's first step is lr g / (|g| + eps): with eps = 1 the length of g shows."""
+    parameter, one = learner(max_grad_norm=1.0, lr=1.0, eps=1.0)
+    parameter.grad = torch.tensor([3.0, 4.0, 0.0])
+    one.update()
+    assert parameter.tolist() == pytest.approx([-0.6 / 1.6, -0.8 / 1.8, 0.0], rel=1e-4)
 
 
 def test_rate_warms_up_linearly() -> None:

@@ -1,17 +1,21 @@
 """ReFL: the hinge's gradient, SRPO's combined feature, the regulariser, and a reward that climbs."""
 
 from collections.abc import Sequence
+from dataclasses import replace
 
 import pytest
 import torch
 from torch import Tensor
 
 from benchmarks.config import UserError
+from benchmarks.protocol import Protocol
 from metrics.base import Prompt
 from tests.trainers.closed_form import ClosedFormMetric, FirstCoordinate, PointBackbone, reward_bank
 from trainers.base import SamplerConfig, World
+from trainers.draws import Draws
+from trainers.flow import RenoiseLaw
 from trainers.learner import EmaConfig, OptimiserConfig
-from trainers.refl import Refl, ReflConfig, ReflTerm, SrpoConfig, hinge_loss
+from trainers.refl import Refl, ReflConfig, ReflTerm, SrpoConfig, hinge_loss, self_pretrain_loss
 from trainers.rewards import RewardBank, RewardConfig
 
 PROMPTS = [Prompt(text=str(n)) for n in range(16)]
@@ -104,6 +108,33 @@ def test_the_regulariser_holds_the_student_to_what_it_was() -> None:
         return logs["reward/x1"]
 
     assert reward(regulariser="self_pretrain", regulariser_weight=20.0) < 0.5 * reward()
+
+
+def test_both_terms_have_their_weights() -> None:
+    def logs(**settings: object) -> dict[str, float]:
+        term = ReflTerm(margin=100.0, regulariser="self_pretrain", **settings)  # type: ignore[arg-type]
+        return trainer(refl=term)[1].step(PROMPTS, 0)
+
+    plain, weighted = logs(), logs(weight=3.0, regulariser_weight=20.0)
+    assert weighted["rl_loss"] == pytest.approx(3 * plain["rl_loss"])
+    assert weighted["regulariser_loss"] == pytest.approx(20 * plain["regulariser_loss"]) and plain["rl_loss"] > 0
+
+
+def test_the_regularisers_samples_are_the_references() -> None:
+    """The reference makes x0 = 3 of everything; a student that predicts v = 0 misses eps - 3 by 1 + 9 in the mean."""
+    protocol = SamplerConfig(sampler="euler", num_inference_steps=2).protocol(Protocol())
+    z = torch.randn(4000, 2, generator=torch.Generator().manual_seed(0))
+    loss = self_pretrain_loss(
+        lambda x, t: torch.zeros_like(x), lambda x, t: (x - 3) / t, z, protocol, Draws(0), RenoiseLaw()
+    )
+    assert loss.item() == pytest.approx(10, rel=0.05)
+
+
+def test_a_metric_of_which_less_is_better_is_negated() -> None:
+    metric = FirstCoordinate("x1", 0, True)
+    metric.card = replace(metric.card, higher_is_better=False)
+    points = torch.tensor([[0.3, 0.0], [-2.0, 0.0]])
+    assert bank(metric).score(points, PROMPTS[:2])["x1"].tolist() == pytest.approx([-0.3, 2.0])
 
 
 def test_rewards_without_gradient_are_refused_by_name() -> None:

@@ -9,7 +9,7 @@ from benchmarks.config import UserError, build
 from benchmarks.samplers import Level
 from metrics.base import Prompt
 from tests.trainers.closed_form import ClosedFormMetric, FirstCoordinate, PointBackbone, reward_bank
-from trainers import subgrpo
+from trainers import rtdmd, subgrpo
 from trainers.ac_dmd import AcDmdConfig
 from trainers.backbones.base import BackboneConfig, LoraConfig, load
 from trainers.base import SamplerConfig, World
@@ -169,6 +169,60 @@ def test_subgrpo_alone_pushes_a_verdict_up() -> None:
     _, trainer = point_trainer(point_rewards(differentiable=False), **settings)
     rewards = [trainer.step(PROMPTS[:16], iteration)["reward/x1"] for iteration in range(60)]
     assert sum(rewards[-10:]) / 10 > sum(rewards[:10]) / 10 + 0.15
+
+
+@pytest.mark.parametrize("microbatch", [0, 5])
+@pytest.mark.parametrize(("dm_steps", "trained"), [("last", {4}), ("all", {1, 2, 3, 4})])
+def test_the_loss_is_a_mean_over_the_kept_images(microbatch: int, dm_steps: str, trained: set[int]) -> None:
+    """Every part's loss is replaced by a parameter: its gradient is the sum of the parts' weights."""
+
+    class FirstGroupAlike(FirstCoordinate):
+        def reward(self, images: Tensor, prompts: Any) -> Tensor:
+            return images[:, 0] * torch.tensor([float(prompt.text != "0") for prompt in prompts])
+
+    bank = RewardBank([RewardConfig(id="x1")], {"x1": FirstGroupAlike("x1", 0, True)})  # type: ignore[dict-item]
+    backbone, trainer = point_trainer(bank, **reinforce(microbatch=microbatch, dm_steps=dm_steps, det_term=False))
+    parameter, steps = backbone.networks["student"].head.bias, []
+    trainer._losses = lambda epoch, k_dm: steps.append(k_dm) or {"x": parameter.sum()}  # type: ignore
+    weights: list[Tensor] = []
+    trainer.roles.student.update = lambda: (  # type: ignore[method-assign]
+        weights.append(parameter.grad.clone()) or trainer.roles.student._optimiser.zero_grad() or 0.0
+    )
+    for iteration in range(20):
+        assert trainer.step(PROMPTS[:4], iteration)["kept"] == 0.75
+    assert all(torch.allclose(weight, torch.ones(2)) for weight in weights) and set(steps) == trained
+
+
+def test_advantages_lie_within_their_limit_on_both_sides() -> None:
+    _, trainer = point_trainer(**reinforce(advantage_limit=0.5))
+    advantage, kept, share = trainer._advantages({"x1": torch.randn(32, generator=torch.Generator().manual_seed(0))})
+    assert (advantage.min(), advantage.max()) == (-0.5, 0.5) and kept.all() and share == 1
+
+
+def test_the_direct_term_holds_the_differentiable_rewards_alone() -> None:
+    metrics = {"x1": FirstCoordinate("x1", 0, True), "verdict": point_rewards(differentiable=False)._metrics["x1"]}
+    bank = RewardBank([RewardConfig(id="x1"), RewardConfig(id="verdict", weight=7.0)], metrics)  # type: ignore[arg-type]
+    terms = {"rl": "none", "dm_steps": "none", "det_weight": 2.0, "det_margin": 100.0}
+    logs = point_trainer(bank, **reinforce(**terms))[1].step(PROMPTS[:4], 0)
+    assert logs["det_loss"] == pytest.approx(2 * (100 - logs["reward/x1"])) and logs["reward/verdict"] > 0
+
+
+@pytest.mark.parametrize("share_init", [True, False])
+def test_steps_outside_the_subset_share_their_noise_and_the_start_where_it_is_asked_for(
+    monkeypatch: pytest.MonkeyPatch, share_init: bool
+) -> None:
+    _, trainer = point_trainer(**reinforce(share_init=share_init, subset_per="prompt", subset_size=1))
+    independent, subsets, draw, choose = [], [], rtdmd.group_noise, trainer._choose_subset
+    monkeypatch.setattr(rtdmd, "group_noise", lambda *a: independent.append(a[3]) or draw(*a))
+    trainer._choose_subset = lambda prompts: subsets.append(choose(prompts)) or subsets[-1]  # type: ignore
+    trainer.step(PROMPTS[:4], 0)
+    assert torch.equal(independent[0][:, 1:-1], subsets[0]) and subsets[0].sum() == 4
+    assert independent[0][:, 0].tolist() == [not share_init] * 4
+
+
+def test_distribution_matching_has_its_weight_in_stage_two() -> None:
+    one, three = (point_trainer(**reinforce(dm_weight=w))[1].step(PROMPTS[:4], 0)["dmd_loss"] for w in (1.0, 3.0))
+    assert three == pytest.approx(3 * one) and one > 0
 
 
 def test_reward_tilt_shifts_a_gaussian_student_by_its_closed_form() -> None:

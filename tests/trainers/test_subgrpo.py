@@ -79,6 +79,15 @@ def test_rewards_of_different_scale_weigh_by_their_weights_alone() -> None:
     assert torch.allclose(*same, atol=1e-3)
 
 
+def test_each_reward_is_divided_by_its_own_deviation_over_all_images() -> None:
+    """Between groups too: a reward that mostly differs from prompt to prompt counts for less within them."""
+    a, b = torch.tensor([0.0, 1.0, 10.0, 11.0]), torch.tensor([0.0, 2.0, 0.0, 4.0])
+    found = advantages({"a": a, "b": b}, {"a": 1.0, "b": 0.5}, 2, "per_reward_global_std")
+    parts = torch.tensor([-0.5, 0.5, -0.5, 0.5]) / (a.std() + 1e-4)
+    parts = parts + 0.5 * torch.tensor([-1.0, 1.0, -2.0, 2.0]) / (b.std() + 1e-4)
+    assert torch.allclose(found, parts / (parts.std() + 1e-4))
+
+
 @pytest.mark.parametrize("kind", ["per_reward_global_std", "group_std"])
 def test_equal_rewards_in_a_group_give_exact_zeros(kind: subgrpo.Advantage) -> None:
     generator = torch.Generator().manual_seed(0)
