@@ -7,6 +7,7 @@ import pytest
 
 from benchmarks.config import UserError
 from metrics.base import available as metrics_available
+from tests.studies.presets import faults, shrunken_run, stand_ins
 from trainers import presets as presets_module
 from trainers.backbones.base import available as backbones_available
 from trainers.base import find
@@ -113,3 +114,14 @@ def test_the_nth_of_equal_rows_is_told_apart() -> None:
     first, second = (reported_row("rtdmd", RowRef(table="4", row="w/ L_det", nth=n)) for n in (1, 2))
     assert first and second and (first["settings"]["M"], second["settings"]["M"]) == (1, 2)
     assert reported_row("rtdmd", RowRef(table="4", row="w/ L_det", nth=3)) is None
+
+
+def first_of_each_method() -> list[Preset]:
+    """Return one preset for each method; `tox -e presets` trains them all."""
+    return list({preset.settings.method: preset for preset in reversed(PRESETS.values())}.values())
+
+
+@pytest.mark.parametrize("preset", first_of_each_method(), ids=lambda preset: preset.name)
+def test_a_preset_of_each_method_trains_and_resumes_bit_for_bit(preset: Preset, tmp_path: Path) -> None:
+    with stand_ins():
+        assert faults(preset.settings.method, shrunken_run(preset, tmp_path, tmp_path), tmp_path) == []
