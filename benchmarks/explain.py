@@ -6,21 +6,19 @@ everything comes from the run's evidence.
 """
 
 import base64
-import io
-import json
 import sys
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Annotated, Any
+from typing import Annotated
 
-import pyarrow as pa
-import pyarrow.parquet as pq
 import tyro
 
 from benchmarks.cli import parse
 from benchmarks.config import UserError, nearest
 from benchmarks.prompts import read_prompts
+from benchmarks.seen import Row, seen, told_rows
+from leaderboards.seen import Seen
 from metrics.base import Prompt
 
 PAGE = """<!doctype html>
@@ -37,12 +35,12 @@ td, th { text-align: left; padding: .1em .8em .1em 0; vertical-align: top } .no 
 {% for picture in pictures %}<section><h2>{{ picture.task }}, picture {{ picture.seed }}</h2>
 {% for view in picture.views %}<figure><div><img src="{{ picture.source }}" alt="{{ prompt.text }}"
 width="{{ picture.width }}" height="{{ picture.height }}">
-{% for box in view.boxes %}<div class="box" style="left:{{ box.left }}%;top:{{ box.top }}%;width:{{ box.width }}%;
-height:{{ box.height }}%"><span>{{ box.label }}</span></div>{% endfor %}</div>
+{% for box in view.seen.boxes %}<div class="box" style="left:{{ box.left }}%;top:{{ box.top }}%;
+width:{{ box.width }}%;height:{{ box.height }}%"><span>{{ box.label }}</span></div>{% endfor %}</div>
 <figcaption><b>{{ view.metric }}</b>: {{ view.score }}
-{% for reason in view.reasons %}<br><span class="no">{{ reason }}</span>{% endfor %}
-{% if view.table %}<table>{% for row in view.table %}<tr>{% for cell in row %}<td>{{ cell }}</td>{% endfor %}</tr>
-{% endfor %}</table>{% endif %}</figcaption></figure>
+{% for reason in view.seen.reasons %}<br><span class="no">{{ reason }}</span>{% endfor %}
+{% if view.seen.table %}<table>{% for row in view.seen.table %}<tr>{% for cell in row %}<td>{{ cell }}</td>
+{% endfor %}</tr>{% endfor %}</table>{% endif %}</figcaption></figure>
 {% endfor %}</section>{% endfor %}</body></html>
 """
 
@@ -60,25 +58,12 @@ class Arguments:
 
 
 @dataclass(frozen=True)
-class Box:
-    """A detection over its picture; places and sizes in percent of the picture."""
-
-    label: str
-    left: float
-    top: float
-    width: float
-    height: float
-
-
-@dataclass(frozen=True)
 class View:
     """What one metric says of one picture."""
 
     metric: str
     score: str
-    boxes: Sequence[Box]
-    reasons: Sequence[str]
-    table: Sequence[Sequence[str]]
+    seen: Seen
 
 
 @dataclass(frozen=True)
@@ -126,68 +111,21 @@ def _pictures(folder: Path, prompt: Prompt) -> Iterator[Shown]:
     """Yield the pictures of a prompt in one image set, with the views of its metrics."""
     from metrics.images import read_image
 
-    rows = {path.stem: _rows_of(path, prompt.id) for path in sorted((folder / "evidence").glob("*.parquet"))}
+    rows = {path.stem: told_rows(path, {prompt.id}) for path in sorted((folder / "evidence").glob("*.parquet"))}
     paths = sorted((folder / "images" / prompt.id).glob("*.png"), key=lambda path: int(path.stem))
     for path in paths:
         size = read_image(path).size
         seed = int(path.stem)
-        views = [_view(metric, of[seed], prompt, size) for metric, of in rows.items() if seed in of]
+        views = [
+            _view(metric, of[prompt.id, seed], prompt, size) for metric, of in rows.items() if (prompt.id, seed) in of
+        ]
         source = f"data:image/png;base64,{base64.b64encode(path.read_bytes()).decode()}"
         yield Shown(folder.name, seed, source, *size, views)
 
 
-def _rows_of(path: Path, prompt_id: str) -> dict[int, dict[str, Any]]:
-    """Return a metric's rows of one prompt by seed."""
-    try:
-        table = pq.read_table(io.BytesIO(path.read_bytes()))
-    except (pa.ArrowException, OSError) as error:
-        raise UserError(f"{path}: damaged ({error}); delete it to measure again") from error
-    plain = [name for name in table.column_names if not pa.types.is_list(table[name].type)]
-    return {row["seed"]: row for row in table.select(plain).to_pylist() if row["prompt_id"] == prompt_id}
-
-
-def _view(metric: str, row: Mapping[str, Any], prompt: Prompt, size: tuple[int, int]) -> View:
+def _view(metric: str, row: Row, prompt: Prompt, size: tuple[int, int]) -> View:
     score = row.get("score")
-    return View(
-        metric=metric,
-        score="" if score is None else f"{score:.4g}",
-        boxes=list(_boxes(row, size)),
-        reasons=str(row.get("reason") or "").splitlines(),
-        table=list(_table(row, prompt)),
-    )
-
-
-def _boxes(row: Mapping[str, Any], size: tuple[int, int]) -> Iterator[Box]:
-    width, height = size
-    for name, objects in json.loads(row.get("detections") or "{}").items():
-        for x1, y1, x2, y2, score, colour in objects:
-            label = f"{colour or ''} {name} {score:.2f}".strip()
-            yield Box(
-                label,
-                left=round(100 * x1 / width, 2),
-                top=round(100 * y1 / height, 2),
-                width=round(100 * (x2 - x1) / width, 2),
-                height=round(100 * (y2 - y1) / height, 2),
-            )
-
-
-def _table(row: Mapping[str, Any], prompt: Prompt) -> Iterator[list[str]]:
-    """Yield what was asked and answered, or read."""
-    answers = json.loads(row.get("answers") or "null")
-    if isinstance(answers, dict):  # DPG-Bench: by question id
-        for question in prompt.metadata.get("questions", ()):
-            needs = "" if question["dependency"] == "0" else f"needs {question['dependency']}"
-            answer = answers.get(str(question["id"]), "")
-            yield [str(question["id"]), question["question"], answer, question["tuple"], needs]
-    elif isinstance(answers, list):  # GenEval2: in the questions' order
-        masses = json.loads(row.get("masses") or "[]")
-        pairs = zip(prompt.metadata.get("vqa_list", ()), answers, masses, strict=False)
-        for (question, right), answer, mass in pairs:
-            yield [question, f"expected {right}", f"said {answer}", f"{mass:.3f}"]
-    if row.get("target"):
-        yield ["asked for", str(row["target"])]
-        for text, confidence in json.loads(row.get("lines") or "[]"):
-            yield ["read", text, f"{confidence:.2f}"]
+    return View(metric=metric, score="" if score is None else f"{score:.4g}", seen=seen(row, prompt, size))
 
 
 def cli() -> None:

@@ -5,6 +5,7 @@ weights of a metric are not the ones this project ships (`synthetic`).
 """
 
 import hashlib
+import io
 import json
 import os
 import platform
@@ -20,6 +21,7 @@ from typing import Any, Literal
 
 import numpy as np
 import pyarrow as pa
+from PIL import Image
 
 from benchmarks.config import UserError, as_table
 from benchmarks.cost import measured
@@ -31,7 +33,8 @@ from benchmarks.pictures import PictureFolder
 from benchmarks.plan import NOT_ASKED, Plan, PlannedTask
 from benchmarks.rows import read_parts, read_rows
 from benchmarks.score import identify
-from benchmarks.store import RESULT, Item, Run, write_whole
+from benchmarks.seen import Row, leaves_more_than_numbers, seen, told_rows
+from benchmarks.store import RESULT, ImageSet, Item, Run, write_whole
 from leaderboards import evidence
 from leaderboards import schema as contract
 from leaderboards.schema import Cost, Evidence, MetricResult, Result, Task, dump_result
@@ -264,8 +267,16 @@ def _gallery(run: Run, plan: Plan) -> Iterator[Sample]:
     for image_set in plan.image_sets:
         task = next(t for t in plan.running if t.image_set.name == image_set.name)
         chosen = image_set.prompts.spread(GALLERY_PROMPTS // len(plan.image_sets) or 1)
+        told = _told(run, plan, image_set, {prompt.id for prompt in chosen.prompts})
         for prompt in chosen.prompts:
             for seed in range(min(GALLERY_SEEDS, task.images_per_prompt)):
+                png = run.image(image_set.name, Item(prompt, seed)).read_bytes()
+                size = Image.open(io.BytesIO(png), formats=["PNG"]).size
+                views = {
+                    metric: seen(rows[prompt.id, seed], prompt, size)
+                    for metric, rows in told.items()
+                    if (prompt.id, seed) in rows
+                }
                 yield Sample(
                     task=task.spec.name,
                     prompt_id=prompt.id,
@@ -273,8 +284,19 @@ def _gallery(run: Run, plan: Plan) -> Iterator[Sample]:
                     category=prompt.category,
                     split=prompt.split,
                     seed=seed,
-                    png=run.image(image_set.name, Item(prompt, seed)).read_bytes(),
+                    seen={metric: view for metric, view in views.items() if view},
+                    png=png,
                 )
+
+
+def _told(run: Run, plan: Plan, image_set: ImageSet, prompt_ids: set[str]) -> dict[str, dict[tuple[str, int], Row]]:
+    """Return the rows of metrics that left boxes, reasons or answers, by metric id."""
+    paths = {metric: run.evidence(image_set.name, metric) for metric in plan.metrics_of(image_set)}
+    return {
+        metric: told_rows(path, prompt_ids)
+        for metric, path in paths.items()
+        if path.is_file() and leaves_more_than_numbers(path)
+    }
 
 
 def _volatile(run: Run) -> dict[str, contract.JsonValue]:

@@ -24,7 +24,8 @@ from PIL import Image, UnidentifiedImageError
 from pydantic import BaseModel, ConfigDict, TypeAdapter, ValidationError
 
 from leaderboards import evidence
-from leaderboards.schema import Evidence, Name, Result, ResultError, dump_result, read_result
+from leaderboards.schema import MAX_FILE_BYTES, Evidence, Name, Result, ResultError, dump_result, read_result
+from leaderboards.seen import Seen
 from leaderboards.statistics import Scores
 
 GALLERY_PIXELS = 256  # the longer side of a sample picture on the board
@@ -34,7 +35,7 @@ SAFE_STEM = re.compile(r"[A-Za-z0-9][A-Za-z0-9._+=,@-]{0,119}")
 
 
 class Caption(BaseModel):
-    """What stands under a sample picture."""
+    """What stands under a sample picture, and what metrics saw in it."""
 
     model_config = ConfigDict(extra="forbid", frozen=True, strict=True)
 
@@ -44,6 +45,7 @@ class Caption(BaseModel):
     category: str = ""
     split: str = ""
     seed: int
+    seen: dict[str, Seen] = {}  # by metric id; what is empty is left out
 
 
 class Sample(Caption):
@@ -203,7 +205,8 @@ def _write_gallery(samples: Sequence[Sample], folder: Path) -> None:
         return
     fresh = Path(tempfile.mkdtemp(dir=folder.parent, prefix=".new-", suffix=".tmp"))
     fresh.chmod(0o755)
-    captions = [sample.model_dump(exclude={"png"}) for sample in samples]  # in the order of 000.png, 001.png, ...
+    # In the order of 000.png, 001.png, ...; of those in which nothing was seen, as ever.
+    captions = [sample.model_dump(exclude={"png"} if sample.seen else {"png", "seen"}) for sample in samples]
     text = json.dumps(captions, indent=1, sort_keys=True, ensure_ascii=False)
     (fresh / "index.json").write_text(text + "\n", encoding="utf-8")
     for number, sample in enumerate(samples):
@@ -218,8 +221,8 @@ def _read_gallery(parent: Path, name: str, stem: str) -> tuple[Sample, ...]:
         raise ResultError(f"gallery must be {stem}.gallery, not {name!r}")
     index = parent / name / "index.json"
     try:
-        if index.parent.is_symlink() or index.stat().st_size > 2**22:
-            raise ResultError("gallery/index.json is a link or larger than 4 MiB")
+        if index.parent.is_symlink() or index.stat().st_size > MAX_FILE_BYTES:
+            raise ResultError("gallery/index.json is a link or larger than 16 MiB")
         captions = TypeAdapter(list[Caption]).validate_json(index.read_bytes())
         if len(captions) > MAX_SAMPLES:
             raise ResultError(f"gallery has more than {MAX_SAMPLES} pictures")
@@ -228,7 +231,7 @@ def _read_gallery(parent: Path, name: str, stem: str) -> tuple[Sample, ...]:
         raise ResultError(f"gallery: {error.strerror or error}") from error
     except ValidationError as error:
         raise ResultError(f"gallery/index.json: {error.errors()[0]['msg']}") from error
-    return tuple(Sample(**caption.model_dump(), png=png) for caption, png in zip(captions, pictures, strict=True))
+    return tuple(Sample(**dict(caption), png=png) for caption, png in zip(captions, pictures, strict=True))
 
 
 def _read_picture(path: Path) -> bytes:

@@ -3,7 +3,7 @@
 Browsers refuse to fetch beside a file://, but load scripts; so a chunk is a script that hands its data to the page:
 
     data/<suite>/<model>.details.js    protocol, origin, categories, report, training curves
-    data/<suite>/<model>.pictures.js   the gallery, as data URIs
+    data/<suite>/<model>.pictures.js   the gallery, as data URIs, with what metrics saw in it
     data/<suite>/<model>.evidence.js   one value per (metric, prompt, image): float32, base64, NaN = none
     data/<suite>/<task>.prompts.js     what the evidence's rows are: ids, categories, splits, texts where known
     data/papers.js                     the papers' tables, and how their protocols match ours
@@ -28,6 +28,7 @@ from leaderboards.methods import Method
 from leaderboards.papers import PaperTable
 from leaderboards.recipe import Recipe
 from leaderboards.schema import MetricResult
+from leaderboards.seen import Seen
 from leaderboards.store import Entry, file_stem
 from leaderboards.studies import Claims, Speeds
 from leaderboards.table import SuiteTable
@@ -291,9 +292,19 @@ def _pictures(entry: Entry) -> Json:
             "split": sample.split,
             "seed": sample.seed,
             "uri": f"data:image/png;base64,{base64.b64encode(sample.png).decode()}",
+            "seen": {metric: _seen(one) for metric, one in sorted(sample.seen.items())},
         }
         for sample in sorted(entry.samples, key=lambda sample: (sample.task, sample.prompt_id, sample.seed))
     ]
+
+
+def _seen(one: Seen) -> Json:
+    return {
+        "boxes": [[box.label, box.left, box.top, box.width, box.height] for box in one.boxes],
+        "weaker": one.n_weaker,
+        "reasons": one.reasons,
+        "table": one.table,
+    }
 
 
 Rows = dict[str, int]

@@ -43,7 +43,7 @@ def test_a_page_shows_boxes_reasons_answers_and_lines(run: Path, capsys: pytest.
     assert str(run / "explain-p-1.html") in capsys.readouterr().out
     for wanted in (
         "blue cat 0.50",
-        "left:25.0%;top:25.0%;width:50.0%",
+        "left:25.0%;top:25.0%;\nwidth:50.0%",
         "expected dog&gt;=1, found 0",
         "is &lt;it&gt; red?",
         "attribute - color (red)",

@@ -157,6 +157,25 @@ def test_a_picture_shows_its_scores_and_closes_by_key(open_page) -> None:
     assert page.locator("dialog[open]").count() == 0
 
 
+def test_boxes_lie_where_the_detector_saw_them_and_answers_beneath(open_page) -> None:
+    page = open_page("view=prompts&models=teacher,student")
+    page.locator(".picture").first.click()
+    dialog = page.locator("dialog[open]")
+    image, box = (dialog.locator(one).bounding_box() for one in (".stage img", ".box"))
+    # 25, 50, 50, 25 percent of the picture; a pixel for rounding
+    assert box["x"] - image["x"] == pytest.approx(0.25 * image["width"], abs=1)
+    assert box["y"] - image["y"] == pytest.approx(0.5 * image["height"], abs=1)
+    assert box["width"] == pytest.approx(0.5 * image["width"], abs=1)
+    assert box["height"] == pytest.approx(0.25 * image["height"], abs=1)
+    assert dialog.locator(".box").inner_text() == "red <b>dog</b> 0.90"  # markup is text
+    assert "expected dog>=2, found 1" in dialog.inner_text() and "and 2 weaker" in dialog.inner_text()
+    assert dialog.locator(".answers td").all_inner_texts() == ["How many?", "expected two", "said <i>one</i>"]
+    dialog.get_by_label("Boxes").select_option("none")
+    assert dialog.locator(".box").count() == 0
+    axe = pytest.importorskip("axe_playwright_python.sync_playwright")
+    assert [one["id"] for one in axe.Axe().run(page).response["violations"]] == []
+
+
 def test_the_prompts_that_changed_most_come_first(open_page) -> None:
     page = open_page("view=prompts&models=teacher,student")
     page.wait_for_selector(".samples tbody tr")

@@ -13,12 +13,19 @@ from PIL import Image
 
 from leaderboards import evidence
 from leaderboards.schema import Cost, MetricResult, Model, Result, Task, Training
+from leaderboards.seen import Box, Seen
 from leaderboards.statistics import breakdown
 from leaderboards.store import Sample, publish
 
 CATEGORIES = ("counting", "position")
 PROMPTS = 12
 IMAGES = 2
+SEEN = Seen(
+    boxes=[Box(label="red <b>dog</b> 0.90", left=25, top=50, width=50, height=25)],
+    n_weaker=2,
+    reasons=["expected dog>=2, found 1"],
+    table=[["How many?", "expected two", "said <i>one</i>"]],
+)
 
 
 def sha(text: str) -> str:
@@ -100,6 +107,7 @@ def gallery(colour: str = "red") -> list[Sample]:
             category=CATEGORIES[index % 2],
             seed=seed,
             png=picture(colour),
+            seen={"judge": SEEN} if index == 0 and seed == 0 else {},
         )
         for index in range(3)
         for seed in range(IMAGES)

@@ -127,6 +127,18 @@ def test_pictures_are_inside_the_data(add: Add, site: Callable[[], Site]) -> Non
     assert len(pictures) == 6 and all(one["uri"].startswith("data:image/png;base64,") for one in pictures)
 
 
+def test_what_metrics_saw_stands_beside_its_picture_alone(add: Add, site: Callable[[], Site]) -> None:
+    add("student")
+    first, *others = site().chunk("tiny/student.pictures")
+    assert first["seen"]["judge"] == {
+        "boxes": [["red <b>dog</b> 0.90", 25.0, 50.0, 50.0, 25.0]],
+        "weaker": 2,
+        "reasons": ["expected dog>=2, found 1"],
+        "table": [["How many?", "expected two", "said <i>one</i>"]],
+    }
+    assert [one["seen"] for one in others] == [{}] * 5
+
+
 def test_papers_are_on_the_page_apart_from_the_board(add: Add, site: Callable[[], Site]) -> None:
     add("student")
     found = site()

@@ -12,8 +12,8 @@ from hypothesis import strategies as st
 from PIL import Image
 
 from leaderboards.schema import ResultError
-from leaderboards.store import SAFE_STEM, file_stem, publish, read_board, write_atomically
-from tests.leaderboards.conftest import evidence_table, gallery, metric_of, picture, result_of, training
+from leaderboards.store import SAFE_STEM, file_stem, publish, read_board, read_entry, write_atomically
+from tests.leaderboards.conftest import SEEN, evidence_table, gallery, metric_of, picture, result_of, training
 
 Add = Callable[..., Path]
 
@@ -134,8 +134,22 @@ HOSTILE = {
         lambda path: (path.with_name("student.gallery") / "index.json").write_text('[{"file": "/etc/passwd"}]'),
         "gallery/index.json",
     ),
+    "a box outside its picture": (lambda path: _see(path, {"boxes": [_box(left=101)]}), "less than or equal to 100"),
+    "more boxes than fit": (lambda path: _see(path, {"boxes": [_box()] * 99}), "at most 16 items"),
+    "an endless reason": (lambda path: _see(path, {"reasons": ["x" * 10**4]}), "at most 2000 characters"),
     "no JSON": (lambda path: path.write_text("{"), "Expecting property name"),
 }
+
+
+def _box(**changes: float) -> dict[str, object]:
+    return {"label": "dog", "left": 1.0, "top": 1.0, "width": 1.0, "height": 1.0, **changes}
+
+
+def _see(path: Path, view: dict[str, object]) -> None:
+    index = path.with_name("student.gallery") / "index.json"
+    captions = json.loads(index.read_text())
+    captions[0]["seen"] = {"judge": view}
+    index.write_text(json.dumps(captions))
 
 
 @pytest.mark.parametrize("kind", HOSTILE)
@@ -147,6 +161,14 @@ def test_a_hostile_result_is_one_line_and_hides_itself_alone(add: Add, tmp_path:
     assert [entry.result.model.name for entry in board.entries] == ["good"]
     (line,) = board.errors
     assert message in line and line.isprintable() and line.startswith("tiny/")
+
+
+def test_what_was_seen_is_read_back_and_leaves_no_trace_where_nothing_was(add: Add) -> None:
+    path = add()
+    first, *others = read_entry(path).samples
+    assert first.seen == {"judge": SEEN} and all(one.seen == {} for one in others)
+    captions = json.loads((path.with_name("student.gallery") / "index.json").read_text())
+    assert ["seen" in caption for caption in captions] == [True] + [False] * 5
 
 
 def test_a_link_in_a_gallery_is_not_followed(add: Add, tmp_path: Path) -> None:

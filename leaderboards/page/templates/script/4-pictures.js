@@ -17,16 +17,38 @@ const stem = (name) => (/^[A-Za-z0-9][A-Za-z0-9._+=,@-]{0,119}$/.test(name) && !
 const promptsOf = (suite, task) => fewstep.load(`${suite.stem}/${stem(task)}.prompts`);
 const evidenceOf = (suite, models) => Promise.all(models.map((m) => (m.evidence ? chunkOf(suite, m, "evidence") : null)));
 
+// What metrics saw in a picture: boxes over it (of one metric at a time), reasons, questions with their answers.
+const titleOf = (suite, task, metric) => suite.columns.find((c) => c.task === task && c.metric === metric)?.title ?? metric;
+const boxesOf = (boxes) => boxes.map(([label, left, top, width, height]) => {
+  // A label stands above its box, inside it where there is no room above, and hangs to the left from a box on the right.
+  const box = h("span", { class: `box${top < 9 ? " inside" : ""}${left > 55 ? " leftward" : ""}` }, h("bdi", {}, label));
+  for (const [side, share] of Object.entries({ left, top, width, height })) box.style[side] = `${share}%`;
+  return box;
+});
+const seenOf = (title, { boxes, weaker, reasons, table }) => [
+  h("h3", {}, title),
+  reasons.length ? h("ul", { class: "reasons" }, reasons.map((reason) => h("li", {}, reason))) : null,
+  boxes.length ? h("p", { class: "quiet" }, "Saw: ", boxes.map(([label], i) => [i ? ", " : "", h("bdi", {}, label)]), weaker ? `, and ${weaker} weaker` : "", ".") : null,
+  table.length ? scroll(`What ${title} asked and read`, h("table", { class: "answers" }, h("tbody", {}, table.map((line) => h("tr", {}, line.map((text) => h("td", {}, text))))))) : null,
+];
+
 const zoom = (suite, model, picture, told, evidence) => {
   const dialog = document.getElementById("zoom");
   const scores = suite.columns.map((c, index) => (c.task === picture.task ? [c, valueAt(told, evidence, index, picture.id, picture.seed)] : null)).filter((pair) => pair && pair[1] !== null);
+  const seen = Object.entries(picture.seen).map(([metric, one]) => [titleOf(suite, picture.task, metric), one]);
+  const boxed = seen.filter(([, one]) => one.boxes.length), overlay = h("div", { class: "boxes", "aria-hidden": "true" });
+  const draw = (which) => overlay.replaceChildren(...(which === "" ? [] : boxesOf(boxed[which][1].boxes)));
+  if (boxed.length) draw(0);
   dialog.replaceChildren(
     h("h2", { id: "zoom-title" }, h("bdi", {}, model.name)),
-    h("img", { src: picture.uri, alt: `${picture.text}, by ${model.name}, seed ${picture.seed}` }),
+    h("div", { class: "stage" }, h("img", { src: picture.uri, alt: `${picture.text}, by ${model.name}, seed ${picture.seed}` }), overlay),
+    boxed.length ? h("div", { class: "tools" }, select("Boxes", 0, [...boxed.map(([title], i) => [i, title]), ["", "none"]], draw)) : null,
     h("p", { dir: "auto" }, picture.text), h("p", { class: "quiet" }, `${words(picture.category)}${picture.split ? `, ${picture.split}` : ""}, image ${picture.seed}, `, h("code", {}, picture.id)),
     h("table", {}, h("caption", {}, "Evidence of this picture"), h("tbody", {}, scores.map(([c, v]) => h("tr", {}, h("th", { scope: "row" }, c.title), h("td", { class: "num" }, number(v)))))),
+    ...seen.flatMap(([title, one]) => seenOf(title, one)).filter(Boolean),
     h("button", { type: "button", onclick: () => dialog.close() }, "Close"));
   dialog.showModal();
+  dialog.scrollTop = 0;
 };
 const pictureOf = (suite, model, picture, told, evidence, judge) => {
   const verdict = judge >= 0 ? valueAt(told, evidence, judge, picture.id, picture.seed) : null;
