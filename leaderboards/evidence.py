@@ -215,6 +215,22 @@ def _check_rows(table: pa.Table) -> None:
     if not np.isfinite(values_N).all():
         row = table.slice(int(np.flatnonzero(~np.isfinite(values_N))[0]), 1).to_pylist()[0]
         raise ResultError(f"evidence has a value that is not finite: {row['metric']} of prompt {row['prompt_id']!r}")
-    keys = pa.table({name: table[name].cast(COLUMNS.field(name).type) for name in ORDER})
-    if keys.group_by(list(ORDER)).aggregate([]).num_rows != table.num_rows:
+    if _has_twins(table):
         raise ResultError("evidence gives a value twice for one (task, metric, prompt, seed)")
+
+
+def _has_twins(table: pa.Table) -> bool:
+    """Whether a (task, metric, prompt, seed) stands twice."""
+    key_N, span = np.zeros(table.num_rows, np.int64), 1
+    for name in ORDER:
+        if name == "seed":
+            items, code_N = np.unique(table[name].to_numpy(), return_inverse=True)
+        else:
+            texts, code_N = _codes(table[name])
+            items, place_N = np.unique(np.asarray(texts, str), return_inverse=True)  # a file's dictionary may repeat
+            code_N = place_N[code_N]
+        if span * len(items) >= 2**62:  # numbered anew, so that keys stay whole numbers of 64 bits
+            distinct, key_N = np.unique(key_N, return_inverse=True)
+            span = len(distinct)
+        key_N, span = key_N * len(items) + code_N, span * len(items)
+    return len(np.unique(key_N)) < table.num_rows

@@ -35,7 +35,7 @@ def compare_all(
     if not models:
         return {}
     shared = align(models, "nothing to compare: no (prompt, seed) occurs in every model")
-    means = [shared.means(values_N, aggregate) for values_N in shared.values_NM.T]
+    means = shared.means(shared.values_NM, aggregate)
     means_PM = np.stack([one.means_P for one in means], axis=1)
     strata_P, weights_P = means[0].strata_P, means[0].weights_P()
     intervals = _intervals(means_PM, strata_P, seed, replicates)
@@ -81,7 +81,7 @@ def compare_with(
         members = [index for index, other in enumerate(images) if other == key]
         shared = align([baseline, *(models[index] for index in members)], "no (prompt, seed) occurs in both")
         differences_NM = shared.values_NM[:, 1:] - shared.values_NM[:, :1]
-        means = [shared.means(values_N, aggregate) for values_N in differences_NM.T]
+        means = shared.means(differences_NM, aggregate)
         means_PM = np.stack([one.means_P for one in means], axis=1)
         strata_P, weights_P = means[0].strata_P, means[0].weights_P()
         intervals = _column_intervals(means_PM, strata_P, seed, replicates)

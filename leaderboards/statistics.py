@@ -17,6 +17,7 @@ Axes: N images, P prompts, M models.
 import math
 from collections.abc import Sequence
 from dataclasses import dataclass
+from itertools import pairwise
 from typing import Literal
 
 import numpy as np
@@ -158,7 +159,7 @@ def compare(
 
     Raises ResultError where they share none, or a key occurs twice."""
     pair = align([a, b], "nothing to compare: no (prompt, seed) occurs in both")
-    prompts = pair.means(pair.values_NM[:, 0] - pair.values_NM[:, 1], aggregate)
+    (prompts,) = pair.means(pair.values_NM[:, :1] - pair.values_NM[:, 1:], aggregate)
     low, high = bca_interval(prompts.means_P, prompts.strata_P, seed, replicates)
     p = sign_flip_p(prompts.means_P * prompts.weights_P(), seed, replicates)
     pairs = len(pair.prompt_ids)
@@ -190,7 +191,7 @@ def rank_bands(
     if not models:
         return []
     shared = align(models, "nothing to rank: no (prompt, seed) occurs in every model")
-    columns = [shared.means(values_N, aggregate) for values_N in shared.values_NM.T]
+    columns = shared.means(shared.values_NM, aggregate)
     parts_PM = np.stack([prompts.means_P * prompts.weights_P() for prompts in columns], axis=1)
     p_MM, difference_MM = max_t(parts_PM, seed, replicates)
     better_MM = (p_MM <= 1 - LEVEL) & ((difference_MM > 0) == higher_is_better)  # [i, j]: i surely beats j
@@ -277,7 +278,8 @@ def _means(values_N: np.ndarray, sizes_G: np.ndarray) -> np.ndarray:
     """Return the exactly rounded mean_G of each group; values stand one group after the other."""
     if sizes_G.max() == 1:  # one image per prompt: nothing to average
         return values_N
-    return np.array([_mean(group.tolist()) for group in np.split(values_N, np.cumsum(sizes_G)[:-1])])
+    values, ends = values_N.tolist(), np.cumsum(sizes_G).tolist()
+    return np.array([_mean(values[start:end]) for start, end in pairwise([0, *ends])])
 
 
 @dataclass(frozen=True)
@@ -289,9 +291,10 @@ class Aligned:
     categories: Sequence[str]
     values_NM: np.ndarray  # float64
 
-    def means(self, values_N: np.ndarray, aggregate: Aggregate) -> "PromptMeans":
-        """Return the prompt means of one value per row."""
-        return PromptMeans.of(values_N, self.prompt_ids, self.categories, aggregate)
+    def means(self, values_NM: np.ndarray, aggregate: Aggregate) -> "list[PromptMeans]":
+        """Return the prompt means of each column: of images that are grouped once for all."""
+        groups = Groups.of(self.prompt_ids, self.categories, aggregate)
+        return [groups.means(values_N) for values_N in values_NM.T]
 
 
 def align(models: Sequence[Scores], otherwise: str) -> Aligned:
