@@ -1,5 +1,11 @@
-"""Build what readers see from a folder of results: the page with its data, and one Markdown table per suite."""
+"""Build what readers see from a folder of results: the page with its data, and one Markdown table per suite.
 
+index.html, data/    the page; large, so a repository keeps `page.sha256`, the digests of its files, instead
+page.sha256          as sha256sum(1) writes and checks it, without data/plots.js, which is a library's
+<suite>.md           the tables
+"""
+
+import hashlib
 from pathlib import Path
 
 from leaderboards.methods import read_methods
@@ -12,10 +18,12 @@ from leaderboards.table import suite_table, to_markdown
 ROOT = Path(__file__).parent
 RESULTS = ROOT / "results"
 SITE = ROOT / "site"
+SUMS = "page.sha256"
+LIBRARY = "data/plots.js"  # its bytes are those of the installed version of vl-convert-python
 
 
 def build(results: Path = RESULTS, out: Path = SITE) -> tuple[Board, list[Path]]:
-    """Write index.html, data/ and <suite>.md into `out`; return the board and the files a reader opens.
+    """Write index.html, data/, page.sha256 and <suite>.md into `out`; return the board and the files a reader opens.
 
     Results that are not valid are named in `board.errors` and on the page, and hide nothing else.
     Raises ResultError where the folder of results is missing."""
@@ -27,13 +35,15 @@ def build(results: Path = RESULTS, out: Path = SITE) -> tuple[Board, list[Path]]
     tables = [suite_table(suite, entries) for suite, entries in board.suites.items()]
     papers = read_paper_tables()
     written = set()
+    sums = {}
     for name, content in page.files(
         tables, papers, paper_recipes(tables=papers), board.suites, read_studies(), read_methods()
     ):
         path = out / "data" / name
         path.parent.mkdir(parents=True, exist_ok=True)
-        write_atomically(path, content)
+        write_atomically(path, content, durable=False)
         written.add(path)
+        sums[f"data/{name}"] = hashlib.sha256(content).hexdigest()
     for path in sorted((out / "data").rglob("*.js")):  # of results that are gone
         if path not in written:
             path.unlink()
@@ -41,4 +51,7 @@ def build(results: Path = RESULTS, out: Path = SITE) -> tuple[Board, list[Path]]
     texts |= {f"{file_stem(table.suite)}.md": to_markdown(table) for table in tables}
     for name, text in texts.items():
         write_atomically(out / name, text.encode())
+    sums["index.html"] = hashlib.sha256(texts["index.html"].encode()).hexdigest()
+    lines = [f"{digest}  {name}\n" for name, digest in sorted(sums.items()) if name != LIBRARY]
+    write_atomically(out / SUMS, "".join(lines).encode())
     return board, [out / name for name in texts]

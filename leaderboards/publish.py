@@ -1,8 +1,8 @@
 """Publish a board: the page, its data, the results with their evidence, and a checksum of every file.
 
-    <folder>/index.html, data/, <suite>.md      what `build` makes
-    <folder>/results/<suite>/<model>.*          what anybody needs to compute it again
-    <folder>/SHA256SUMS                         of every other file, as sha256sum(1) writes and checks it
+    <folder>/index.html, data/, page.sha256, <suite>.md    what `build` makes
+    <folder>/results/<suite>/<model>.*                     what anybody needs to compute it again
+    <folder>/SHA256SUMS                                    of every other file, as sha256sum(1) writes and checks it
 
 The folder is meant for this alone: files of an older publication that are not part of this one are removed, and a
 folder that holds anything else is refused.
@@ -12,6 +12,7 @@ import hashlib
 import shutil
 from pathlib import Path
 
+from leaderboards.build import SUMS as PAGE_SUMS
 from leaderboards.build import build
 from leaderboards.schema import ResultError
 from leaderboards.store import Board, read_board, write_atomically
@@ -72,7 +73,7 @@ def _of_older_publication(folder: Path) -> set[str]:
 def _wanted(to: Path, results: Path, board: Board) -> set[str]:
     """The files of this publication: the page's, and those that stand beside a result of the board."""
     site = {path.relative_to(to).as_posix() for path in (to / "data").rglob("*.js")}
-    site |= {"index.html", *(path.name for path in to.glob("*.md"))}
+    site |= {"index.html", PAGE_SUMS, *(path.name for path in to.glob("*.md"))}
     kept = {
         f"results/{path.relative_to(results).as_posix()}"
         for entry in board.entries

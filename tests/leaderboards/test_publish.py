@@ -1,12 +1,13 @@
 """Publishing: complete, checked, repeatable; what is invalid or foreign is refused."""
 
+import hashlib
 from collections.abc import Callable
 from pathlib import Path
 
 import pytest
 
 from leaderboards import page
-from leaderboards.build import RESULTS, SITE, build
+from leaderboards.build import LIBRARY, RESULTS, SITE, SUMS, build
 from leaderboards.publish import check_site, publish_site
 from leaderboards.schema import ResultError
 
@@ -65,10 +66,25 @@ def test_a_folder_with_other_files_is_left_alone(add: Add, tmp_path: Path) -> No
     assert [path.name for path in (tmp_path / "to").iterdir()] == ["thesis.tex"]
 
 
-def test_the_committed_tables_are_those_that_the_committed_results_give(tmp_path: Path) -> None:
+def test_the_committed_page_and_tables_are_those_that_the_committed_results_give(tmp_path: Path) -> None:
     """After a change of results, style or script: python -m leaderboards build."""
     build(RESULTS, tmp_path)
     tables = list(SITE.glob("*.md"))
     assert tables
+    assert (tmp_path / SUMS).read_text() == (SITE / SUMS).read_text(), "another page than the committed one"
     for path in tables:
         assert (tmp_path / path.name).read_bytes() == path.read_bytes(), f"{path} is out of date"
+
+
+def test_the_page_s_sums_are_of_its_files_but_for_the_library(add: Add, tmp_path: Path) -> None:
+    add("student")
+    build(tmp_path / "results", tmp_path / "site")
+    told = dict(reversed(line.split("  ")) for line in (tmp_path / "site" / SUMS).read_text().splitlines())
+    files = [path for path in (tmp_path / "site").rglob("*") if path.suffix in (".js", ".html")]
+    found = {
+        path.relative_to(tmp_path / "site").as_posix(): hashlib.sha256(path.read_bytes()).hexdigest()
+        for path in files
+    }
+    assert found.pop(LIBRARY)
+    assert told == found
+    assert "index.html" in told and "data/tiny/student.evidence.js" in told
