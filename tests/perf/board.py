@@ -1,16 +1,21 @@
 """Cost of building the page: time, memory and size for boards of growing size (`python -m tests.perf.board`).
 
 Boards are made of seeded noise: M metrics, P prompts with one image each, a third of the models trained on a reward.
-Building runs in a process of its own, so that its peak memory is that of a build alone.
+Building runs in a process of its own, so that its peak memory is that of a build alone. The page is then opened in a
+headless Chromium (package playwright, CHROMIUM or a program on the path), where there is one. Exit code 1 where the
+largest board misses a bar: 60 s, 1.5 GiB, 5 MB of index.html, 2 s until the table stands, cost linear in models.
 """
 
 import argparse
 import hashlib
-import resource
+import os
+import shutil
 import subprocess
 import sys
 import tempfile
 import time
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass
 from pathlib import Path
 
 import numpy as np
@@ -93,29 +98,107 @@ def make(board: Path, models: int, metrics: int, prompts: int) -> None:
         evidence.check = check
 
 
-def main() -> None:
+@dataclass(frozen=True, kw_only=True)
+class Figures:
+    """What a board of one size cost."""
+
+    models: int
+    seconds: float  # of building, from start to end of its process
+    cpu: float
+    peak_mib: float
+    first_mb: float  # index.html
+    data_mb: float
+    interactive: float | None  # until a browser has drawn the table; None without playwright or Chromium
+    sorting: float | None  # from a click on a heading to the table in the new order
+
+    def __str__(self) -> str:
+        shown = [self.seconds, self.cpu, self.peak_mib, self.first_mb, self.data_mb, self.interactive, self.sorting]
+        return f"{self.models:6d}" + "".join(f"{'–' if one is None else f'{one:.2f}':>13s}" for one in shown)
+
+
+def build_apart(root: Path) -> tuple[float, float, float]:
+    """Build a board in a process of its own; return its seconds, its CPU seconds and its peak in MiB."""
+    command = [sys.executable, "-m", "leaderboards", "build"]
+    command += ["--results", str(root / "results"), "--out", str(root / "site")]
+    start = time.perf_counter()
+    process = subprocess.Popen(command, stdout=subprocess.DEVNULL)
+    _, status, usage = os.wait4(process.pid, 0)  # of this child alone: a browser's peak is larger
+    process.returncode = os.waitstatus_to_exitcode(status)
+    if process.returncode:
+        raise SystemExit(f"{' '.join(command)} failed")
+    return time.perf_counter() - start, usage.ru_utime + usage.ru_stime, usage.ru_maxrss / 1024
+
+
+def open_in_browser(site: Path, models: int) -> tuple[float | None, float | None]:
+    """Return the seconds until the table stands, and until it is sorted by a click; None without a browser."""
+    program = os.environ.get("CHROMIUM") or shutil.which("chromium") or shutil.which("google-chrome")
+    try:
+        from playwright.sync_api import sync_playwright
+    except ImportError:
+        program = None
+    if program is None:
+        return None, None
+    with sync_playwright() as started:
+        browser = started.chromium.launch(executable_path=program, args=["--no-sandbox"])
+        page = browser.new_page(viewport={"width": 1440, "height": 900})
+        rows = page.locator(".board tbody th[scope=row]")
+        start = time.perf_counter()
+        page.goto((site / "index.html").resolve().as_uri())
+        rows.nth(models - 1).wait_for(state="attached")
+        ready = time.perf_counter() - start
+        start = time.perf_counter()
+        page.locator("[data-sort=name]").click()
+        page.locator("th[aria-sort=ascending]").wait_for()
+        sorting = time.perf_counter() - start
+        browser.close()
+    return ready, sorting
+
+
+def missed(found: Sequence[Figures]) -> Iterator[str]:
+    """Yield the bars that the largest board misses, and whether cost grew faster than the number of models."""
+    smallest, largest = found[0], found[-1]
+    bars = {"seconds": 60, "peak_mib": 1536, "first_mb": 5, "interactive": 2}
+    for name, most in bars.items():
+        value = getattr(largest, name)
+        if value is not None and value > most:
+            yield f"{largest.models} models: {name} {value:.2f}, at most {most} wanted"
+    if largest.cpu / largest.models > smallest.cpu / smallest.models:
+        yield (
+            f"not linear: {largest.cpu / largest.models:.3f} CPU seconds a model at {largest.models}, "
+            f"{smallest.cpu / smallest.models:.3f} at {smallest.models}"
+        )
+
+
+def main() -> int:
     arguments = argparse.ArgumentParser(description=__doc__)
     arguments.add_argument("--models", type=int, nargs="+", default=[50, 100, 200])
     arguments.add_argument("--metrics", type=int, default=40)
     arguments.add_argument("--prompts", type=int, default=1000)
     arguments.add_argument("--keep", type=Path, help="leave boards and sites in this folder")
     options = arguments.parse_args()
-    print("models  seconds  of them CPU  peak MiB  index.html MiB  data MiB")
+    heads = ("seconds", "of them CPU", "peak MiB", "index MB", "data MB", "interactive", "sorting")
+    print("models" + "".join(f"{head:>13s}" for head in heads))
+    found = []
     with tempfile.TemporaryDirectory() as temporary:
-        for models in options.models:
+        for models in sorted(options.models):
             root = (options.keep or Path(temporary)) / str(models)
             if not root.is_dir():
                 make(root / "results", models, options.metrics, options.prompts)
-            start, before = time.perf_counter(), resource.getrusage(resource.RUSAGE_CHILDREN)
-            command = ["build", "--results", str(root / "results"), "--out", str(root / "site")]
-            subprocess.run([sys.executable, "-m", "leaderboards", *command], check=True, stdout=subprocess.DEVNULL)
-            wall, after = time.perf_counter() - start, resource.getrusage(resource.RUSAGE_CHILDREN)
-            cpu = after.ru_utime + after.ru_stime - before.ru_utime - before.ru_stime
-            first = (root / "site" / "index.html").stat().st_size / 2**20
-            data = sum(path.stat().st_size for path in (root / "site" / "data").rglob("*.js")) / 2**20
-            peak = after.ru_maxrss / 1024  # of the largest child so far: sizes grow, so it is this one's
-            print(f"{models:6d}  {wall:7.1f}  {cpu:11.1f}  {peak:8.0f}  {first:14.2f}  {data:8.1f}", flush=True)
+            seconds, cpu, peak = build_apart(root)
+            first = (root / "site" / "index.html").stat().st_size / 1e6
+            data = sum(path.stat().st_size for path in (root / "site" / "data").rglob("*.js")) / 1e6
+            interactive, sorting = open_in_browser(root / "site", models)
+            found.append(
+                Figures(
+                    models=models, seconds=seconds, cpu=cpu, peak_mib=peak, first_mb=first, data_mb=data,
+                    interactive=interactive, sorting=sorting,
+                )
+            )  # fmt: skip
+            print(found[-1], flush=True)
+    faults = list(missed(found))
+    print("\n".join(faults) or "every bar is met")
+    return 1 if faults else 0
 
 
 if __name__ == "__main__":
-    main()
+    sys.exit(main())
