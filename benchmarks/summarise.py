@@ -19,30 +19,25 @@ from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
 from typing import Any, Literal
 
-import numpy as np
 import pyarrow as pa
 from PIL import Image
 
 from benchmarks.config import UserError, as_table
 from benchmarks.cost import measured
-from benchmarks.groups import group_values
 from benchmarks.manifest import not_shipped
 from benchmarks.models import Model
 from benchmarks.overlap import trained_on
 from benchmarks.pictures import PictureFolder
 from benchmarks.plan import NOT_ASKED, Plan, PlannedTask
-from benchmarks.rows import read_parts, read_rows
-from benchmarks.score import identify
 from benchmarks.seen import Row, leaves_more_than_numbers, seen, told_rows
 from benchmarks.store import RESULT, ImageSet, Item, Run, write_whole
+from benchmarks.values import identity_fields, value_of
 from leaderboards import evidence
 from leaderboards import schema as contract
 from leaderboards.schema import Cost, Evidence, MetricResult, Result, Task, dump_result
-from leaderboards.statistics import Scores, breakdown
 from leaderboards.store import Sample, file_stem
-from metrics.base import Card, Rows, Summary
-from metrics.loaded import TRUNCATED, Scorer
-from metrics.sets import SetMetric
+from metrics.base import Card
+from metrics.loaded import Scorer
 
 ROOT = Path(__file__).resolve().parent.parent
 GALLERY_PROMPTS, GALLERY_SEEDS = 32, 2
@@ -73,7 +68,9 @@ def summarise(run: Run, plan: Plan, model: Model, failed: Mapping[tuple[str, str
             try:
                 if broken := failed.get((planned.image_set.name, metric)):
                     raise UserError(broken)
-                metrics[metric], table = _measured(run, planned, card, scorer)
+                metrics[metric], table = value_of(
+                    run, planned.image_set, planned.spec.name, planned.images_per_prompt, card, scorer
+                )
                 tables.append(table)
             except UserError as error:
                 metrics[metric] = _without_value(card, "failed", str(error))
@@ -118,79 +115,6 @@ def provenance() -> dict[str, str]:
     return found
 
 
-def _measured(run: Run, planned: PlannedTask, card: Card, scorer: Scorer) -> tuple[MetricResult, pa.Table]:
-    """Return one metric's values and its rows of evidence. Raises UserError where its rows cannot be read."""
-    items = [item for item in planned.image_set.items if item.seed < planned.images_per_prompt]
-    identity = identify(card.id, scorer)
-    evidence_file, metric, n_truncated = run.evidence(planned.image_set.name, card.id), scorer.metrics[card.id], 0
-    if isinstance(metric, SetMetric):
-        summary = metric.summarise_parts(read_parts(evidence_file, items, identity))
-    else:
-        rows = read_rows(evidence_file, items, identity)
-        n_truncated = _count_truncated(rows, items)
-        summary = metric.summarise(rows, [item.prompt for item in items])
-    common = {
-        **_identity_fields(card),
-        "status": "ok",
-        "weights_digest": identity["weights_digest"] or None,
-        "n_truncated": n_truncated,
-        "precision": identity["precision"],
-    }
-    if summary.per_image_N is None or card.aggregate == "set":
-        n_prompts = len(planned.image_set.prompts.prompts)
-        value = MetricResult(**common, value=summary.value, n_prompts=n_prompts, n_images=len(items))
-        return value, evidence.COLUMNS.empty_table()
-    groups = group_values(summary, [item.prompt for item in items])
-    summary, items, n_excluded = _with_value(summary, items)
-    parts = breakdown(_as_scores(summary, items), card.aggregate)
-    value = MetricResult(
-        **common,
-        n_excluded=n_excluded,
-        **vars(parts.total),
-        categories=groups | {name: evidence.as_category_value(part) for name, part in parts.categories.items()},
-        splits={name: evidence.as_category_value(part) for name, part in parts.splits.items()},
-    )
-    return value, _as_table(planned.spec.name, card.id, summary, items)
-
-
-def _with_value(summary: Summary, items: Sequence[Item]) -> tuple[Summary, list[Item], int]:
-    """Return the summary and the items of the images that have a value, and how many have none."""
-    assert summary.per_image_N is not None
-    kept_N = ~np.isnan(summary.per_image_N)
-    kept = [item for item, keep in zip(items, kept_N, strict=True) if keep]
-    return Summary(per_image_N=summary.per_image_N[kept_N]), kept, len(items) - len(kept)
-
-
-def _count_truncated(rows: Rows, items: Sequence[Item]) -> int:
-    """Return the number of prompts of which an encoder read only the beginning."""
-    truncated = rows.pop(TRUNCATED, [False] * len(items))
-    return len({item.prompt.id for item, cut in zip(items, truncated, strict=True) if cut})
-
-
-def _as_scores(summary: Summary, items: Sequence[Item]) -> Scores:
-    assert summary.per_image_N is not None
-    return Scores(
-        values_N=summary.per_image_N.astype(np.float32),  # what the evidence file holds, so that both agree
-        prompt_ids=[item.prompt.id for item in items],
-        seeds=[item.seed for item in items],
-        categories=[item.prompt.category for item in items],
-        splits=[item.prompt.split for item in items],
-    )
-
-
-def _as_table(task: str, metric: str, summary: Summary, items: Sequence[Item]) -> pa.Table:
-    columns = {
-        "task": [task] * len(items),
-        "metric": [metric] * len(items),
-        "prompt_id": [item.prompt.id for item in items],
-        "category": [item.prompt.category for item in items],
-        "split": [item.prompt.split for item in items],
-        "seed": [item.seed for item in items],
-        "value": np.asarray(summary.per_image_N, np.float32),
-    }
-    return pa.table(columns, schema=evidence.COLUMNS)
-
-
 def _as_task(run: Run, planned: PlannedTask, model: Model, metrics: dict[str, MetricResult]) -> Task:
     image_set, reduced = planned.image_set, planned.reduced
     overlap = trained_on(model.folder, image_set.prompts)
@@ -223,23 +147,9 @@ def _nfe(run: Run, planned: PlannedTask) -> int | None:
     return count if isinstance(count, int) else None
 
 
-def _identity_fields(card: Card) -> dict[str, Any]:
-    return {
-        "card_id": card.id,
-        "version": card.version,
-        "variant": card.variant,
-        "perceiver": card.perceiver,
-        "title": card.title,
-        "unit": card.unit,
-        "higher_is_better": card.higher_is_better,
-        "aggregate": card.aggregate,
-        "micro": card.micro,
-    }
-
-
 def _without_value(card: Card, status: Literal["skipped", "failed"], reason: str) -> MetricResult:
     # A board is read elsewhere: paths of this machine's clone mean nothing there.
-    return MetricResult(**_identity_fields(card), status=status, reason=reason.replace(f"{ROOT}{os.sep}", ""))
+    return MetricResult(**identity_fields(card), status=status, reason=reason.replace(f"{ROOT}{os.sep}", ""))
 
 
 def _as_model(model: Model) -> contract.Model:

@@ -152,13 +152,13 @@ def test_a_picture_shows_its_scores_and_closes_by_key(open_page) -> None:
     page.wait_for_selector(".picture")
     page.locator(".picture").first.focus()
     page.keyboard.press("Enter")
-    assert page.locator("dialog[open] tbody tr").count() == 2
+    assert page.locator("dialog[open] .evidence tbody tr").count() == 2
     page.keyboard.press("Escape")
     assert page.locator("dialog[open]").count() == 0
 
 
 def test_boxes_lie_where_the_detector_saw_them_and_answers_beneath(open_page) -> None:
-    page = open_page("view=prompts&models=teacher,student")
+    page = open_page("view=pictures&models=teacher,student")
     page.locator(".picture").first.click()
     dialog = page.locator("dialog[open]")
     image, box = (dialog.locator(one).bounding_box() for one in (".stage img", ".box"))

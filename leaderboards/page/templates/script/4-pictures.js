@@ -44,7 +44,7 @@ const zoom = (suite, model, picture, told, evidence) => {
     h("div", { class: "stage" }, h("img", { src: picture.uri, alt: `${picture.text}, by ${model.name}, seed ${picture.seed}` }), overlay),
     boxed.length ? h("div", { class: "tools" }, select("Boxes", 0, [...boxed.map(([title], i) => [i, title]), ["", "none"]], draw)) : null,
     h("p", { dir: "auto" }, picture.text), h("p", { class: "quiet" }, `${words(picture.category)}${picture.split ? `, ${picture.split}` : ""}, image ${picture.seed}, `, h("code", {}, picture.id)),
-    h("table", {}, h("caption", {}, "Evidence of this picture"), h("tbody", {}, scores.map(([c, v]) => h("tr", {}, h("th", { scope: "row" }, c.title), h("td", { class: "num" }, number(v)))))),
+    h("table", { class: "evidence" }, h("caption", {}, "Evidence of this picture"), h("tbody", {}, scores.map(([c, v]) => h("tr", {}, h("th", { scope: "row" }, c.title), h("td", { class: "num" }, number(v)))))),
     ...seen.flatMap(([title, one]) => seenOf(title, one)).filter(Boolean),
     h("button", { type: "button", onclick: () => dialog.close() }, "Close"));
   dialog.showModal();
