@@ -129,6 +129,14 @@ def test_filtering_keeps_the_word_in_the_address_and_the_focus(open_page) -> Non
     assert page.locator("#status").inner_text() == "1 of 3 models"
 
 
+def test_models_of_equal_cost_do_not_hide_each_other(open_page) -> None:
+    page = open_page("view=tradeoffs")
+    page.wait_for_selector(".plot svg")
+    points = page.locator(".plot svg .mark-symbol.role-mark path").all()
+    places = [re.match(r"translate\((.*?),", point.get_attribute("transform"))[1] for point in points]
+    assert len(places) == len(set(places)) == 3  # all of 4 network passes
+
+
 def test_metrics_can_be_chosen(open_page) -> None:
     page = open_page()
     page.locator(".picker summary").click()
@@ -150,9 +158,10 @@ def test_models_are_picked_and_looked_at_side_by_side(open_page) -> None:
 def test_a_picture_shows_its_scores_and_closes_by_key(open_page) -> None:
     page = open_page("view=pictures")
     page.wait_for_selector(".picture")
-    page.locator(".picture").first.focus()
+    page.locator(".picture").nth(1).focus()  # in which nothing was seen but numbers
     page.keyboard.press("Enter")
     assert page.locator("dialog[open] .evidence tbody tr").count() == 2
+    assert "null" not in page.locator("dialog[open]").inner_text()  # of parts that a picture lacks
     page.keyboard.press("Escape")
     assert page.locator("dialog[open]").count() == 0
 

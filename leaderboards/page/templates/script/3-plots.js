@@ -26,6 +26,32 @@ const front = (points, moreIsBetter, higher) => {
     return true;
   });
 };
+// Models of equal cost would hide each other: they stand side by side around it, best first, as `at`.
+const spread = (points, log, higher) => {
+  const on = (x) => (log ? Math.log2(x) : x), off = (x) => (log ? 2 ** x : x);
+  const places = [...new Set(points.map((p) => on(p.x)))].sort((a, b) => a - b);
+  const span = places.at(-1) - places[0] || (log ? 2 : Math.abs(places[0]) || 1);
+  const gap = Math.min(span, ...places.slice(1).map((x, i) => x - places[i]));
+  for (const x of places) {
+    const here = points.filter((p) => on(p.x) === x).sort((a, b) => (higher ? b.y - a.y : a.y - b.y));
+    const step = Math.min(0.04 * span, (0.7 * gap) / here.length);
+    here.forEach((p, i) => { p.at = off(x + (i - (here.length - 1) / 2) * step); });
+  }
+  const ends = points.map((p) => on(p.at)), middle = (Math.min(...ends) + Math.max(...ends)) / 2;
+  for (const p of points) p.side = on(p.at) > middle ? "right" : "left"; // its label turns to the middle
+  return (p) => (on(p.at) - Math.min(...ends)) / (Math.max(...ends) - Math.min(...ends) || 1);
+};
+// Labels that would lie on an earlier one are left to the tooltip and the table below.
+const thin = (points, share, height) => {
+  const ends = points.flatMap((p) => [p.lo ?? p.y, p.hi ?? p.y]), low = Math.min(...ends), high = Math.max(...ends);
+  const kept = [];
+  for (const p of points.filter((one) => one.label)) {
+    const x = share(p) * (room() - 150), y = ((high - p.y) / (high - low || 1)) * height + (p.side === "left" ? 0 : 23), w = 7 * p.label.length + 9;
+    const box = p.side === "left" ? [x, x + w, y] : [x - w, x, y];
+    if (kept.some(([from, to, at]) => box[0] < to && from < box[1] && Math.abs(at - y) < 14)) p.label = "";
+    else kept.push(box);
+  }
+};
 const COSTS = [["nfe", "network passes per image (NFE)"], ["seconds", "seconds per image, as measured once"], ["memory", "peak memory in MiB, as measured once"], ["parameters", "parameters"]];
 const costOf = (model, key) => (key === "nfe" ? model.nfe : key === "parameters" ? model.parameters : key === "seconds" ? model.measured.seconds_per_image : model.measured.peak_memory_mib);
 
@@ -47,19 +73,22 @@ fewstep.views.tradeoffs = {
       lo: m.cells[index]?.lo, hi: m.cells[index]?.hi, reward: m.cells[index]?.t ? "trained on this metric" : "held out",
     })).filter((p) => p.x != null && p.y !== undefined);
     if (!points.length) return [h("p", { class: "empty" }, "No ranked model has both numbers.")];
+    const share = spread(points, key === "nfe", column.higher);
     const best = front(points, Boolean(other?.higher), column.higher), onFront = new Set(best);
     for (const p of points) p.label = points.length <= 14 || onFront.has(p) ? p.model.length > 28 ? `${p.model.slice(0, 27)}…` : p.model : "";
-    const x = { field: "x", type: "quantitative", title: other ? `${other.title} ${other.higher ? "↑" : "↓"}` : cost[1], scale: key === "nfe" ? { type: "log", base: 2, nice: false, padding: 30 } : { zero: false, padding: 30 }, axis: { grid: false, values: key === "nfe" ? [...new Set(points.map((p) => p.x))] : undefined, format: key === "nfe" ? "d" : undefined } };
+    thin([...best, ...points.filter((p) => !onFront.has(p))], share, 380);
+    const x = { field: "at", type: "quantitative", title: other ? `${other.title} ${other.higher ? "↑" : "↓"}` : cost[1], scale: key === "nfe" ? { type: "log", base: 2, nice: false, padding: 30 } : { zero: false, padding: 30 }, axis: { grid: false, values: key === "nfe" ? [...new Set(points.map((p) => p.x))] : undefined, format: key === "nfe" ? "d" : undefined } };
     const y = { field: "y", type: "quantitative", title: `${column.title} ${column.higher ? "↑" : "↓"}`, scale: { zero: false, padding: 14 } };
-    const spec = { height: 420, padding: { left: 5, top: 5, bottom: 5, right: 5 + 7 * Math.min(20, Math.max(...points.filter((p) => p.x === Math.max(...points.map((q) => q.x))).map((p) => p.label.length))) }, layer: [
-      { data: { values: best }, mark: { type: "line", interpolate: other?.higher ? "step-before" : "step-after", strokeDash: [5, 4], color: colour("muted"), opacity: 0.7 }, encoding: { x, y, order: { field: "x" } } },
+    const label = (side) => ({ data: { values: points.filter((p) => p.side === side) }, mark: { type: "text", align: side, dx: side === "left" ? 9 : -9, dy: side === "left" ? -9 : 14, fontSize: 12, color: colour("ink") }, encoding: { x, y, text: { field: "label" } } });
+    const spec = { height: 420, layer: [
+      { data: { values: best }, mark: { type: "line", interpolate: other?.higher ? "step-before" : "step-after", strokeDash: [5, 4], color: colour("muted"), opacity: 0.7 }, encoding: { x, y, order: { field: "at" } } },
       { data: { values: points }, mark: { type: "rule", opacity: 0.55, strokeWidth: 1.6 }, encoding: { x, y: { ...y, field: "lo" }, y2: { field: "hi" }, color: { field: "method", title: "method" } } },
       { data: { values: points }, mark: { type: "point", filled: true, size: 95, strokeWidth: 2, opacity: 1 }, encoding: { x, y, color: { field: "method", title: "method" }, shape: { field: "reward", title: "this metric", scale: { domain: ["held out", "trained on this metric"], range: ["circle", "triangle-up"] } },
         tooltip: [{ field: "model" }, { field: "y", title: column.title, format: ".3f" }, { field: "lo", title: "from", format: ".3f" }, { field: "hi", title: "to", format: ".3f" }, { field: "x", title: "against" }] } },
-      { data: { values: points }, mark: { type: "text", align: "left", dx: 9, dy: -9, fontSize: 12, color: colour("ink") }, encoding: { x, y, text: { field: "label" } } },
+      label("left"), label("right"),
     ] };
     return [
-      h("p", { class: "quiet" }, "Ranked models. Dashed: the Pareto front, models that no other beats in both. Bars: 95 % interval."),
+      h("p", { class: "quiet" }, "Ranked models. Dashed: the Pareto front, models that no other beats in both. Bars: 95 % interval. Models of equal cost stand side by side."),
       h("figure", { class: "card" }, plot(spec, `${column.title} against ${other ? other.title : cost[1]}`)),
       h("h2", { class: "sub" }, "On the front"),
       scroll("Pareto front", h("table", {}, h("thead", {}, h("tr", {}, heading("Model"), heading(column.title, "col", { class: "num" }), heading(other ? other.title : cost[1], "col", { class: "num" }))),

@@ -39,14 +39,14 @@ const zoom = (suite, model, picture, told, evidence) => {
   const boxed = seen.filter(([, one]) => one.boxes.length), overlay = h("div", { class: "boxes", "aria-hidden": "true" });
   const draw = (which) => overlay.replaceChildren(...(which === "" ? [] : boxesOf(boxed[which][1].boxes)));
   if (boxed.length) draw(0);
-  dialog.replaceChildren(
-    h("h2", { id: "zoom-title" }, h("bdi", {}, model.name)),
+  dialog.replaceChildren(...[
+    h("div", { class: "zoom-head" }, h("h2", { id: "zoom-title" }, h("bdi", {}, model.name)), h("button", { type: "button", onclick: () => dialog.close() }, "Close")),
     h("div", { class: "stage" }, h("img", { src: picture.uri, alt: `${picture.text}, by ${model.name}, seed ${picture.seed}` }), overlay),
     boxed.length ? h("div", { class: "tools" }, select("Boxes", 0, [...boxed.map(([title], i) => [i, title]), ["", "none"]], draw)) : null,
     h("p", { dir: "auto" }, picture.text), h("p", { class: "quiet" }, `${words(picture.category)}${picture.split ? `, ${picture.split}` : ""}, image ${picture.seed}, `, h("code", {}, picture.id)),
     h("table", { class: "evidence" }, h("caption", {}, "Evidence of this picture"), h("tbody", {}, scores.map(([c, v]) => h("tr", {}, h("th", { scope: "row" }, c.title), h("td", { class: "num" }, number(v)))))),
-    ...seen.flatMap(([title, one]) => seenOf(title, one)).filter(Boolean),
-    h("button", { type: "button", onclick: () => dialog.close() }, "Close"));
+    ...seen.flatMap(([title, one]) => seenOf(title, one)),
+  ].filter(Boolean));
   dialog.showModal();
   dialog.scrollTop = 0;
 };
