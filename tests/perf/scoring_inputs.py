@@ -1,16 +1,22 @@
-"""What the speed of scoring is measured on: pictures, prompts, and random weights in files of the true layout."""
+"""What the speed of scoring is measured on: pictures, prompts, and random weights in files of the true layout.
 
-from collections.abc import Callable, Mapping
+At its top it imports nothing but torch, NumPy and Pillow, so that an environment of old packages can read it, too.
+"""
+
+import itertools
+from collections.abc import Callable, Iterator, Mapping
+from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
+from unittest import mock
 
 import numpy as np
 import torch
 from PIL import Image
 from torch import Tensor, nn
 
-Layout = Callable[[], Mapping[str, Tensor]]  # the state dict on the meta device: names, shapes, dtypes
+Shapes = Mapping[str, tuple[int, ...]]
 
 
 @dataclass(frozen=True)
@@ -31,11 +37,55 @@ class Case:
 
 
 CASES = {
-    "hps_v21": Case(metrics=("hps_v21",), weights=("hps-v2.1",), peer=Peer("hpsv2", "parity-hpsv2")),
-    "clip_score + aesthetic": Case(
+    "image_reward": Case(
+        metrics=("image_reward",),
+        weights=("image-reward-v1", "bert-base-uncased-vocab"),
+        peer=Peer("image-reward", "parity-image-reward"),
+    ),
+    "clip_score_aesthetic": Case(
         metrics=("clip_score", "aesthetic"), weights=("clip-vit-large-patch14", "laion-aesthetic-v2")
     ),
+    "hps_v21": Case(metrics=("hps_v21",), weights=("hps-v2.1",), peer=Peer("hpsv2", "parity-hpsv2")),
 }
+
+
+@dataclass(frozen=True, kw_only=True)
+class Work:
+    """One measurement, as a worker process is told it."""
+
+    folder: str
+    distinct_prompts: int
+    images_per_prompt: int
+    device: str
+    small: bool
+
+    @property
+    def images(self) -> int:
+        """How many pictures there are."""
+        return self.distinct_prompts * self.images_per_prompt
+
+    def pictures(self) -> list[Path]:
+        """Return the pictures, in order: those of a prompt follow each other."""
+        return [Path(self.folder) / "pictures" / f"{number}.png" for number in range(self.images)]
+
+    def prompts(self) -> list[str]:
+        """Return the distinct prompts, in order."""
+        return [prompt(number) for number in range(self.distinct_prompts)]
+
+    def by_prompt(self) -> Iterator[tuple[str, list[Path]]]:
+        """Yield every prompt with its pictures."""
+        pictures = iter(self.pictures())
+        for text in self.prompts():
+            yield text, list(itertools.islice(pictures, self.images_per_prompt))
+
+    def weights(self, identity: str) -> Path:
+        """Return where one file of weights lies."""
+        return next((Path(self.folder) / "weights" / identity).iterdir())
+
+
+def prompt(number: int) -> str:
+    """Return one prompt: 14 words, which is usual."""
+    return f"a photograph of castle number {number} above a calm sea at dusk, highly detailed, wide"
 
 
 def write_pictures(folder: Path, count: int, side: int) -> None:
@@ -49,71 +99,99 @@ def write_pictures(folder: Path, count: int, side: int) -> None:
         Image.fromarray(noisy).save(folder / f"{number}.png", compress_level=1)
 
 
-def prompt(number: int) -> str:
-    """Return the prompt of a picture: 14 words, which is usual."""
-    return f"a photograph of castle number {number} above a calm sea at dusk, highly detailed, wide"
+@contextmanager
+def architectures(small: bool) -> Iterator[None]:
+    """Let published models be the shrunken ones of the parity tests, or leave them as they are."""
+    with ExitStack() as patches:
+        if small:
+            from metrics.encoders import blip, published
+            from tests.parity import clip_native
+            from tests.parity.clip import sizes
+            from tests.parity.image_reward import native
+
+            for module, name, value in (
+                (published, "CLIP_L14", sizes.CLIP),
+                (published, "named", clip_native.shrunken),
+                (blip, "VISION", native.SHRUNKEN_VISION),
+                (blip, "TEXT", native.SHRUNKEN_TEXT),
+            ):
+                patches.enter_context(mock.patch.object(module, name, value))
+        yield
 
 
-def write_weights(folder: Path, ids: tuple[str, ...]) -> None:
-    """Write DIR/<id>/<file> for published weights, with random values."""
+def write_weights(folder: Path, identity: str) -> None:
+    """Write FOLDER/<id>/<file> for published weights, with random values, unless it is there."""
     from metrics.weights import find_entry
 
-    for identity in ids:
-        (file,) = (file for file in find_entry(identity).files if file.name.endswith((".safetensors", ".pt", ".pth")))
-        path = folder / identity / file.name
-        if path.exists():
-            continue
-        path.parent.mkdir(parents=True, exist_ok=True)
-        tensors = {name: random_values(name, tensor) for name, tensor in LAYOUTS[identity]().items()}
-        if path.suffix == ".safetensors":
-            from safetensors.torch import save_file
-
-            save_file(tensors, path)
-        else:
-            torch.save({"state_dict": tensors} if identity.startswith("hps") else tensors, path)
+    path = folder / identity / next(file.name for file in find_entry(identity).files if file.name in FILES)
+    if path.exists():
+        return
+    path.parent.mkdir(parents=True, exist_ok=True)
+    partial = path.parents[1] / f"{path.name}.tmp"  # a kill leaves no half file under the true name
+    FILES[path.name](partial)
+    partial.replace(path)
 
 
-def random_values(name: str, like: Tensor) -> Tensor:
-    """Return values with which activations stay finite: a tile of noise, since a billion draws take long."""
-    if not like.is_floating_point():
-        return torch.arange(like.numel()).reshape(like.shape).to(like.dtype)
-    if name == "logit_scale":
-        return torch.tensor(4.6052, dtype=like.dtype)
-    tile = torch.randn(1_000_003, generator=torch.Generator().manual_seed(len(name)))
-    values = tile.repeat(-(-like.numel() // len(tile)))[: like.numel()].reshape(like.shape)
-    is_norm = like.ndim == 1 and name.endswith("weight")
-    return (values * 0.02 + (1 if is_norm else 0)).to(like.dtype)
+def random_state(shapes: Shapes, dtype: torch.dtype = torch.float32) -> dict[str, Tensor]:
+    """Return a state dict with which activations stay finite: tiles of noise, since a billion draws take long."""
+    tile = torch.randn(1_000_003, generator=torch.Generator().manual_seed(0))
+    state = {}
+    for name, shape in shapes.items():
+        count = int(np.prod(shape))
+        values = tile.repeat(-(-count // len(tile)))[:count].reshape(shape) * 0.02
+        is_norm = len(shape) == 1 and name.endswith("weight")
+        state[name] = torch.tensor(4.6052, dtype=dtype) if name == "logit_scale" else (values + is_norm).to(dtype)
+    return state
 
 
-def _on_meta(make: Callable[[], nn.Module]) -> Mapping[str, Tensor]:
+def _shapes(make: Callable[[], nn.Module]) -> dict[str, tuple[int, ...]]:
     with torch.device("meta"):
-        return make().state_dict()
+        return {name: tuple(tensor.shape) for name, tensor in make().state_dict().items()}
 
 
-def _hps() -> Mapping[str, Tensor]:
-    from open_clip import get_model_config
+def _hps(path: Path) -> None:
     from open_clip.model import CLIP
 
-    config: Any = get_model_config("ViT-H-14")
-    return {name: tensor.half() for name, tensor in _on_meta(lambda: CLIP(**config)).items()}
+    from metrics.encoders import published
+
+    config: Any = published.named("ViT-H-14")()
+    torch.save({"state_dict": random_state(_shapes(lambda: CLIP(**config)), torch.float16)}, path)
 
 
-def _clip_l14() -> Mapping[str, Tensor]:
+def _clip_l14(path: Path) -> None:
+    from safetensors.torch import save_file
     from transformers import CLIPConfig, CLIPModel
 
-    from metrics.encoders.published import CLIP_L14
+    from metrics.encoders import published
 
-    return _on_meta(lambda: CLIPModel(CLIPConfig.from_dict(dict(CLIP_L14))))
+    config = CLIPConfig.from_dict(dict(published.CLIP_L14))
+    save_file(random_state(_shapes(lambda: CLIPModel(config))), path)
 
 
-def _aesthetic() -> Mapping[str, Tensor]:
+def _aesthetic(path: Path) -> None:
     from metrics.aesthetic import AestheticHead
 
-    return _on_meta(AestheticHead)
+    torch.save(random_state(_shapes(AestheticHead)), path)
 
 
-LAYOUTS: Mapping[str, Layout] = {
-    "hps-v2.1": _hps,
-    "clip-vit-large-patch14": _clip_l14,
-    "laion-aesthetic-v2": _aesthetic,
+def _image_reward(path: Path) -> None:
+    from metrics.encoders import blip
+    from tests.parity.image_reward import native
+
+    state = random_state(native.official_layout(blip.VISION, blip.TEXT))
+    torch.save(state | {"blip.text_encoder.embeddings.position_ids": torch.arange(512)[None]}, path)
+
+
+def _vocabulary(path: Path) -> None:
+    from tests.parity.image_reward import sizes
+
+    path.write_text("\n".join(sizes.VOCABULARY) + "\n", encoding="utf-8")
+
+
+FILES: Mapping[str, Callable[[Path], None]] = {
+    "HPS_v2.1_compressed.pt": _hps,
+    "model.safetensors": _clip_l14,
+    "sac+logos+ava1-l14-linearMSE.pth": _aesthetic,
+    "ImageReward.pt": _image_reward,
+    "vocab.txt": _vocabulary,
 }

@@ -82,8 +82,8 @@ def make_tokenizer() -> Any:
     return blip.init_tokenizer()
 
 
-def make_model(package: Any, full: bool) -> tuple[Any, str, int]:
-    """Return the model with seeded weights, these weights' checksum and the number of their keys."""
+def build_model(package: Any, full: bool) -> Any:
+    """Return the package's model as it initialises itself, with the made-up vocabulary."""
     pretrain = importlib.import_module("ImageReward.models.BLIP.blip_pretrain")
     tokenizer = make_tokenizer()
     pretrain.init_tokenizer = lambda: tokenizer
@@ -101,7 +101,12 @@ def make_model(package: Any, full: bool) -> tuple[Any, str, int]:
         pretrain.create_vit = create_vit
     config = Path(tempfile.mkdtemp()) / "med_config.json"
     config.write_text(json.dumps(MED_CONFIG | ({} if full else sizes.TEXT)))
-    model = package.ImageReward(med_config=str(config))
+    return package.ImageReward(med_config=str(config))
+
+
+def make_model(package: Any, full: bool) -> tuple[Any, str, int]:
+    """Return the model with seeded weights, these weights' checksum and the number of their keys."""
+    model = build_model(package, full)
     state = model.state_dict()
     shapes = {name: tuple(tensor.shape) for name, tensor in state.items() if not name.endswith("position_ids")}
     weights = sizes.seeded_weights(shapes)
@@ -179,8 +184,10 @@ def main() -> None:
     """Record one run."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--full", action="store_true", help="the true architecture: 447 M parameters")
-    full = parser.parse_args().full
-    stages, about = record(import_package(), full, count=8 if full else common.PAIRS)
+    parser.add_argument("--pairs", type=int, help="pictures with their prompts; default 64, of the true size 8")
+    arguments = parser.parse_args()
+    full = arguments.full
+    stages, about = record(import_package(), full, arguments.pairs or (8 if full else common.PAIRS))
     packages = ("image-reward", "torch", "torchvision", "transformers", "timm", "numpy", "pillow")
     about["versions"] = {name: importlib.metadata.version(name) for name in packages}
     path = ROOT / ("runs/parity/image-reward-full.npz" if full else "tests/golden/image_reward/shrunken.npz")
