@@ -76,6 +76,30 @@ def test_only_blocks_that_lack_rows_are_read_again(drawn: Drawn, reads: Counter[
     assert run.evidence("toys", "toy_redness").read_bytes() == whole
 
 
+def test_a_prompt_of_several_seeds_is_encoded_once_for_all_blocks_and_metrics(
+    drawn: Drawn, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    run, image_set = drawn
+    prompts = PromptSet("four", image_set.prompts.prompts[:5])
+    four = ImageSet(name="four", prompts=prompts, images_per_prompt=4, protocol=None)
+    for block in range(run.count_blocks(four)):
+        contents = [run.image("toys", item).read_bytes() for item in run.block(image_set, block)]
+        run.keep_pictures(four, block, contents)
+    encoded = Counter[str]()
+    plain = toy_metrics.text_lengths
+
+    def counting(texts: list[str]) -> object:
+        encoded.update(texts)
+        return plain(texts)
+
+    monkeypatch.setattr(toy_metrics, "text_lengths", counting)
+    assert score(run, four, ["toy_long", "toy_wordy"], "cpu") == {}
+    assert len(run.block(four, 0)) == 3 < 4  # a prompt's pictures lie in two blocks
+    assert encoded == dict.fromkeys((prompt.text for prompt in prompts.prompts), 1)
+    assert score(run, four, ["toy_long", "toy_wordy"], "cpu") == {}
+    assert encoded.total() == 5
+
+
 def test_memory_is_bounded_whatever_the_number_of_pictures(
     drawn: Drawn, reads: Counter[str], monkeypatch: pytest.MonkeyPatch
 ) -> None:

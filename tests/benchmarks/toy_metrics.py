@@ -24,10 +24,15 @@ def broken_forward(arrays: list[np.ndarray]) -> Tensor:
     raise NotImplementedError
 
 
+def text_lengths(texts: list[str]) -> Tensor:
+    """Return [B, 1]; tests count the calls."""
+    return torch.tensor([[float(len(text))] for text in texts])
+
+
 @register_encoders("toy")
 def toy_encoders(device: torch.device) -> Mapping[str, Encoder]:
     def lengths(texts: list[str]) -> Tensor:
-        return torch.tensor([[float(len(text))] for text in texts])
+        return text_lengths(texts)
 
     gone = WeightFolder(path=Path("no/such/folder"), mend="python -m make.them (3 GB)")
     return {
@@ -95,6 +100,17 @@ class Long(PerImage):
 
     def measure(self, features: Features, batch: Batch) -> Rows:
         return {"score": features["toy:text"][:, 0]}
+
+
+@register
+class Wordy(PerImage):
+    """Another reader of the same texts."""
+
+    card = card("toy_wordy")
+    features = ("toy:means", "toy:text")
+
+    def measure(self, features: Features, batch: Batch) -> Rows:
+        return {"score": features["toy:means"][:, 0] + features["toy:text"][:, 0]}
 
 
 @register
