@@ -96,6 +96,11 @@ def selfcheck(metric: str, *weights: str) -> Callable[[Function], Function]:
     return add
 
 
+def weights_of_own_checks(metric: str) -> set[str]:
+    """Return the ids of weights that a metric's own checks name; some are not the metric's, such as test pictures."""
+    return {identity for check in _CHECKS.get(metric, ()) for identity in check.weights}
+
+
 def check_metric(metric: str) -> list[Outcome]:
     """Run all checks of one metric whose weights are here, and keep the outcome for its page."""
     outcomes = [_outcome(check) for check in _checks(metric)]

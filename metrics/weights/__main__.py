@@ -17,6 +17,7 @@ from tyro.extras import SubcommandApp
 from metrics.base import UserError, available, nearest
 from metrics.commands import guarded, print_table
 from metrics.loaded import Scorer
+from metrics.selfcheck import weights_of_own_checks
 from metrics.weights import Entry, ManifestWeights, entries, find_entry, use_folder
 from metrics.weights.files import compute_digest
 from metrics.weights.hub import fetch
@@ -55,7 +56,7 @@ def fetch_command(ids: Ids = (), suite: str = "", weights: Path | None = None) -
     """Download weights, resuming what was interrupted, and hold them to the manifest.
 
     Args:
-        ids: weights or metrics
+        ids: weights or metrics; of a metric, also what its self-check reads
         suite: all that a suite needs: its name, or a TOML file
         weights: folder to fetch into, DIR/<id>/<file>; default: the local hub cache
     """
@@ -63,7 +64,7 @@ def fetch_command(ids: Ids = (), suite: str = "", weights: Path | None = None) -
         raise UserError("say what to fetch: ids of weights or metrics, or --suite NAME (see: metrics.weights list)")
     if weights:
         weights.mkdir(parents=True, exist_ok=True)
-    chosen, failed = _choose(ids, suite, weights), []
+    chosen, failed = _choose(ids, suite, weights, for_checks=True), []
     if not chosen:
         print(f"{', '.join(ids) or suite}: no published weights needed")
     for entry in chosen:
@@ -132,8 +133,8 @@ def _verify(entry: Entry) -> Iterator[tuple[bool | None, str]]:
             yield True, f"{path}: {path.stat().st_size:,} bytes, sha256 {found}; the manifest does not know it yet"
 
 
-def _choose(ids: Sequence[str], suite: str, weights: Path | None) -> list[Entry]:
-    """Return the entries that ids and a suite's metrics mean, each once."""
+def _choose(ids: Sequence[str], suite: str, weights: Path | None, for_checks: bool = False) -> list[Entry]:
+    """Return the entries that ids and a suite's metrics mean, each once; for_checks: those of self-checks, too."""
     if weights:
         use_folder(weights)
     metrics = available()
@@ -143,6 +144,8 @@ def _choose(ids: Sequence[str], suite: str, weights: Path | None) -> list[Entry]
             found: Iterable[Entry] = (find_entry(identity),)
         elif identity in metrics:
             found = _entries_behind(identity)
+            if for_checks:
+                found = [*found, *map(find_entry, sorted(weights_of_own_checks(identity)))]
         else:
             raise UserError(f"unknown weights or metric {identity!r}; {nearest(identity, (*entries(), *metrics))}")
         chosen.update((entry.id, entry) for entry in found)

@@ -10,7 +10,7 @@ from PIL import Image
 from metrics.base import Batch, Prompt, UserError
 from metrics.encoders import blip
 from metrics.encoders.blip import BertTokens, BlipFile, BlipReward, native_key
-from metrics.image_reward import PICTURES
+from metrics.image_reward import PICTURES, example_of_the_readme
 from metrics.images import to_tensor
 from metrics.loaded import LoadedMetric, Scorer
 from metrics.preprocessing import Preprocessing, Resized
@@ -140,6 +140,26 @@ def test_a_mistake_in_the_call_breaks_the_golden(mistake: str) -> None:
     else:
         found = model.score(torch.zeros_like(states), tokens)
     assert abs(found.item() - official) > 1e-4
+
+
+def test_the_selfcheck_scores_the_four_pictures_of_the_readme(
+    written: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    pictures = [picture.resize((224, 224)) for picture, _ in common.pairs(4)]
+    (tmp_path / "image-reward-example").mkdir()
+    for number, picture in enumerate(pictures, start=1):
+        picture.save(tmp_path / "image-reward-example" / f"{number}.webp", lossless=True)
+    for identity in ("image-reward-v1", "bert-base-uncased-vocab"):
+        (tmp_path / identity).symlink_to(written / identity)
+    monkeypatch.setenv(FOLDER, str(tmp_path))
+    goldens = list(example_of_the_readme())
+    prompt = "a painting of an ocean with clouds and birds, day time, low depth field effect"
+    assert [golden.found for golden in goldens] == pytest.approx(
+        LoadedMetric("image_reward")(pictures, [prompt] * 4).tolist(), abs=1e-6
+    )
+    middles = [(golden.low + golden.high) / 2 for golden in goldens]
+    assert middles == pytest.approx([0.58116, 0.27453, -1.41318, -2.02957])
+    assert not any(golden.right for golden in goldens)  # these are neither the weights nor the pictures
 
 
 def test_long_prompts_are_counted() -> None:

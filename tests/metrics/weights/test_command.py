@@ -5,6 +5,7 @@ import huggingface_hub
 import pytest
 import torch
 
+from metrics.weights import __main__ as command
 from metrics.weights.__main__ import main
 from metrics.weights.places import FOLDER, SYNTHETIC
 
@@ -76,6 +77,16 @@ def test_fetch_takes_weights_and_metrics_each_once(
     assert main(["fetch", *arguments]) == 2
     assert asked == fetched
     assert "no network in tests" in capsys.readouterr().err
+
+
+def test_fetch_of_a_metric_brings_what_its_self_check_reads(monkeypatch: pytest.MonkeyPatch) -> None:
+    fetched: list[str] = []
+    monkeypatch.setattr(command, "fetch", lambda entry: fetched.append(entry.id) or [])
+    assert main(["fetch", "image_reward"]) == 0
+    assert sorted(fetched) == ["bert-base-uncased-vocab", "image-reward-example", "image-reward-v1"]
+    fetched.clear()
+    assert main(["fetch", "image-reward-v1"]) == 0
+    assert fetched == ["image-reward-v1"]
 
 
 def test_fetch_goes_on_with_the_next_weights_when_one_cannot_be_had(
