@@ -3,6 +3,7 @@ import re
 import pytest
 
 from metrics.weights import PICKLES, Entry, entries
+from metrics.weights.entries import MANIFEST
 
 SHORT_IDS = {
     "clip-vit-large-patch14",
@@ -37,6 +38,15 @@ def test_every_entry_says_where_its_files_come_from_and_what_they_are(entry: Ent
         assert bool(file.url) != bool(entry.repo)
         if file.url:
             assert file.url.startswith("https://")
+
+
+def test_the_manifest_says_which_digests_of_preference_weights_are_not_known() -> None:
+    unknown = {identity for identity in SHORT_IDS if not entries()[identity].pinned}
+    assert unknown == {"pick-score-v1", "hps-v2", "hps-v3", "image-reward-v1"}
+    tables = MANIFEST.read_text(encoding="utf-8").split("\n\n")
+    for identity in unknown:
+        (table,) = (one for one in tables if one.startswith((f"[[{identity}.files]]", f'[["{identity}".files]]')))
+        assert 'sha256 = "" # not known' in table
 
 
 def test_all_weights_of_the_preference_metrics_are_listed() -> None:
