@@ -7,7 +7,7 @@
 Weights are random, in files of the true layout, written once under --folder. Every measurement is a process of its
 own, and the ways take turns, so that a busy machine slows all alike. Figures are printed as they come. A round is
 kept once all of its ways are measured, for only these can be compared; a second start goes on with the next round.
-What is measured, with four pictures a prompt as in the suite `preference`:
+What is measured, imports aside, with four pictures a prompt as in the suite `preference`:
 
     ours, first    read weights and pictures, score, keep the evidence: what a first run does
     ours           the same with the weights loaded already
