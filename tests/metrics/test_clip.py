@@ -13,6 +13,7 @@ from hypothesis import strategies as st
 from metrics.clip import clip_score
 from metrics.encoders.clip_tokens import END, OpenAiTokens, SplicedTokens, Tokens, TransformersTokens
 from metrics.encoders.transformers_clip import ClipFile
+from metrics.features import FeatureRunner
 from metrics.preprocessing import CLIP_MEAN, CLIP_STD, Resized, SquareFirst
 from metrics.weights import manifest
 from tests.parity import clip_native, common
@@ -136,20 +137,46 @@ def test_features_equal_the_official_ones(clip_family: Path) -> None:
 
 
 @pytest.mark.parametrize(
-    ("identity", "stage", "scale"),
+    ("identity", "golden", "stage", "scale"),
     [
-        ("clip_score", "cosine", 1.0),
-        ("clip_score.rtdmd", "logit_bilinear", 1 / 100),
-        ("clip_score.unirl", "logit_bilinear", 1 / 30),
-        ("clip_score.imagereward", "openai_cosine", 1.0),
-        ("clip_score.hessel", "hessel", 1.0),
+        ("clip_score", "clip", "cosine", 1.0),
+        ("clip_score.rtdmd", "clip", "logit_bilinear", 1 / 100),
+        ("clip_score.unirl", "clip", "logit_bilinear", 1 / 30),
+        ("clip_score.imagereward", "clip", "openai_cosine", 1.0),
+        ("clip_score.hessel", "clip", "hessel", 1.0),
+        ("clip_score.dmd2", "open_clip", "dmd2", 1.0),
     ],
 )
 def test_scores_equal_the_official_ones_end_to_end(
-    identity: str, stage: str, scale: float, clip_family: Path
+    identity: str, golden: str, stage: str, scale: float, clip_family: Path
 ) -> None:
-    assert len(STAGES[stage]) >= 64
-    assert np.abs(clip_native.scores(identity) - scale * STAGES[stage]).max() <= 1e-6 * max(1.0, 100 * scale)
+    official = common.load(clip_native.GOLDEN / f"{golden}.npz")[0][stage]
+    assert len(official) >= 64
+    unit = {"clip_score.unirl": 100 / 30, "clip_score.hessel": 2.5}.get(identity, 1.0)  # of a cosine on that scale
+    assert np.abs(clip_native.scores(identity) - scale * official).max() <= 1e-6 * unit
+
+
+@pytest.mark.parametrize(
+    ("preprocessing", "tokens"),
+    [
+        (SquareFirst(side=256, then=Resized(size=(24, 24))), OpenAiTokens()),
+        (SquareFirst(side=256, then=Resized(size=(24, 24))), OpenAiTokens("A photo depicts ")),
+        (Resized(size=(24, 24)), SplicedTokens()),
+        (SquareFirst(side=128, then=Resized(size=(24, 24))), SplicedTokens()),
+    ],
+    ids=["no-words", "prefix", "no-square", "side"],
+)
+@torch.no_grad()
+def test_a_mistake_breaks_dmd2s_golden(
+    preprocessing: Resized | SquareFirst, tokens: Tokens, clip_family: Path
+) -> None:
+    official = common.load(clip_native.GOLDEN / "open_clip.npz")[0]["dmd2"][:16]
+    runner = FeatureRunner(["laion/CLIP-ViT-g-14-laion2B:image"])
+    clip = runner._encoders["laion/CLIP-ViT-g-14-laion2B:image"].forward.__self__
+    pictures, prompts = zip(*common.pairs(16), strict=True)
+    image = clip.image(torch.cat([preprocessing.from_pil([picture]) for picture in pictures]))
+    found = torch.cosine_similarity(image, clip.text(tokens.ids(prompts))).numpy()
+    assert np.abs(found - official).max() > 1e-4
 
 
 def test_gradients_equal_the_official_ones(clip_family: Path) -> None:

@@ -202,6 +202,25 @@ def test_true_architectures_have_the_published_layouts(shapes, keys: int, parame
     assert count / 1e6 == pytest.approx(parameters, abs=0.06)
 
 
+@pytest.mark.parametrize(
+    ("name", "activation", "image_heads", "text_heads"),
+    [("CLIP_L14", "quick_gelu", 16, 12), ("CLIP_B32", "quick_gelu", 12, 8), ("PICK", "gelu", 16, 16)],
+)
+def test_true_architectures_have_the_published_settings_that_no_shape_shows(
+    name: str, activation: str, image_heads: int, text_heads: int
+) -> None:
+    from transformers import CLIPConfig
+
+    config = CLIPConfig(**published_config(name))
+    for tower, heads in ((config.vision_config, image_heads), (config.text_config, text_heads)):
+        assert tower.num_attention_heads == heads
+        assert tower.hidden_size // heads in (64, 80)  # of a head: 80 in ViT-H
+        assert tower.hidden_act == activation
+        assert tower.layer_norm_eps == 1e-5
+    assert config.text_config.eos_token_id == 49407
+    assert config.vision_config.image_size == 224
+
+
 def real(architecture: str) -> dict[str, object]:
     from metrics.encoders import published
 

@@ -86,6 +86,12 @@ def test_the_true_layout_has_the_published_count_of_keys_and_parameters() -> Non
     assert len(LAYOUT) + 1 == ABOUT["keys"]
 
 
+def test_the_true_architecture_has_the_published_settings_that_no_shape_shows() -> None:
+    vision, text = native.TRUE_VISION, native.TRUE_TEXT
+    assert (vision["num_attention_heads"], vision["layer_norm_eps"], vision["hidden_act"]) == (16, 1e-6, "gelu")
+    assert (text["num_attention_heads"], text["layer_norm_eps"], text["hidden_act"]) == (12, 1e-12, "gelu")
+
+
 @pytest.mark.parametrize(
     ("vision", "text", "pictures"),
     [

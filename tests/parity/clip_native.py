@@ -1,6 +1,6 @@
 """The native side of the CLIP family's parity: seeded weights in the real files' form, read by the real loaders.
 
-python -m tests.parity.clip_native runs/parity/hps-full.npz     compare the true architecture with `--full`'s run
+python -m tests.parity.clip_native runs/parity/hps-full.npz     compare HPS with one official run, stage by stage
 """
 
 import os
@@ -51,9 +51,9 @@ def open_clip_layout(config: Mapping[str, Any]) -> dict[str, tuple[int, ...]]:
     return layout(lambda: CLIP(**config))
 
 
-def seeded(shapes: Mapping[str, tuple[int, ...]]) -> dict[str, Tensor]:
+def seeded(shapes: Mapping[str, tuple[int, ...]], model: str = "") -> dict[str, Tensor]:
     """Return the seeded state dict of a layout."""
-    return {name: torch.from_numpy(values) for name, values in common.seeded_weights(shapes).items()}
+    return {name: torch.from_numpy(values) for name, values in common.seeded_weights(shapes, model).items()}
 
 
 def write_weights(folder: Path) -> None:
@@ -61,17 +61,20 @@ def write_weights(folder: Path) -> None:
     from safetensors.torch import save_file
 
     clip, pick = seeded(transformers_layout(sizes.CLIP)), seeded(transformers_layout(sizes.PICK))
-    hps = seeded(open_clip_layout(sizes.HPS))
+    b32 = seeded(transformers_layout(sizes.CLIP), sizes.B32)
+    # Models of one architecture have other values each: one in the place of another shows.
+    hps, hps_v21, g14, dfn = (
+        seeded(open_clip_layout(sizes.HPS), model) for model in ("", sizes.HPS_V21, sizes.G14, sizes.DFN)
+    )
     counters = {f"{side}_model.embeddings.position_ids": torch.arange(9)[None] for side in ("text", "vision")}
-    wrapped = {"epoch": 1, "state_dict": hps}
     for identity, content in {
         "clip-vit-large-patch14": clip | counters,
-        "clip-vit-b-32": clip | counters,
+        "clip-vit-b-32": b32 | counters,
         "pick-score-v1": pick,
-        "hps-v2": wrapped,
-        "hps-v2.1": wrapped,
-        "clip-vit-g-14-laion2b": hps,
-        "dfn5b-clip-vit-h-14-378": hps,
+        "hps-v2": {"epoch": 1, "state_dict": hps},
+        "hps-v2.1": {"epoch": 1, "state_dict": hps_v21},
+        "clip-vit-g-14-laion2b": g14,
+        "dfn5b-clip-vit-h-14-378": dfn,
         "laion-aesthetic-v2": seeded(layout(AestheticHead)),
     }.items():
         path = folder / identity / manifest(identity).entry.files[0].name
@@ -100,9 +103,9 @@ def scores(identity: str, count: int = common.PAIRS, block: int = 8) -> np.ndarr
 
 
 def main(path: Path) -> int:
-    """Compare the true-size ViT-H/14 with an official run, stage by stage; return the exit code."""
+    """Compare ViT-H/14, of its true size or shrunken, with an official run; return the exit code."""
     stages, about = common.load(path)
-    config = published.named("ViT-H-14")()
+    config = sizes.HPS if about["keys"] == len(open_clip_layout(sizes.HPS)) else published.named("ViT-H-14")()
     weights = common.seeded_weights(open_clip_layout(config))
     if common.checksum(weights) != about["weights"]:
         print(f"{path}: made with other seeded weights", file=sys.stderr)

@@ -75,12 +75,12 @@ def pairs(count: int = PAIRS) -> Iterator[tuple[Image.Image, str]]:
         yield picture.convert("RGB"), prompt
 
 
-def seeded_tensor(name: str, shape: tuple[int, ...]) -> np.ndarray:
-    """Return float32 values of one weight, which depend on its name and shape alone.
+def seeded_tensor(name: str, shape: tuple[int, ...], model: str = "") -> np.ndarray:
+    """Return float32 values of one weight, which depend on name, shape and model alone.
 
     Biases are not 0 and norms not 1, as they are after the libraries' own initialisation: that hides mistakes.
     """
-    seed = int.from_bytes(hashlib.sha256(name.encode()).digest()[:8], "little")
+    seed = int.from_bytes(hashlib.sha256((model + name).encode()).digest()[:8], "little")
     generator = np.random.Generator(np.random.PCG64(seed))
     values = generator.standard_normal(shape, dtype=np.float32)
     if name == "logit_scale":
@@ -93,9 +93,9 @@ def seeded_tensor(name: str, shape: tuple[int, ...]) -> np.ndarray:
     return values * np.float32(1.5 / np.sqrt(np.prod(shape[1:])))
 
 
-def seeded_weights(shapes: Mapping[str, tuple[int, ...]]) -> dict[str, np.ndarray]:
-    """Return a whole state dict by key."""
-    return {name: seeded_tensor(name, tuple(shapes[name])) for name in sorted(shapes)}
+def seeded_weights(shapes: Mapping[str, tuple[int, ...]], model: str = "") -> dict[str, np.ndarray]:
+    """Return a whole state dict by key; models of one layout and other names get other values."""
+    return {name: seeded_tensor(name, tuple(shapes[name]), model) for name in sorted(shapes)}
 
 
 def checksum(weights: Mapping[str, np.ndarray]) -> str:

@@ -24,12 +24,19 @@ from tests.parity.image_reward.native import Stage
 Run = tuple[str, str, list[Stage]]  # the official code, ours, and how far they are apart
 SCORES = {  # of the CLIP family: the recorded run, its stage, what it is divided by, the tolerance
     "clip_score": ("clip", "cosine", 1.0, 1e-6),
+    "clip_score.rtdmd": ("clip", "logit_bilinear", 100.0, 1e-6),
+    "clip_score.unirl": ("clip", "logit_bilinear", 30.0, 1e-6 * 100 / 30),
+    "clip_score.imagereward": ("clip", "openai_cosine", 1.0, 1e-6),
+    "clip_score.hessel": ("clip", "hessel", 1.0, 2.5e-6),
+    "clip_score.dmd2": ("open_clip", "dmd2", 1.0, 1e-6),
+    "dfn_clip": ("open_clip", "dfn", 1.0, 1e-6),
     "aesthetic": ("clip", "aesthetic", 1.0, 1e-5),
     "pick_score": ("pick", "logit", 1.0, 1e-4),
     "pick_score.rtdmd": ("pick", "logit_bilinear", 26.0, 1e-4 / 26),
-    "hps_v21": ("hps", "score", 1.0, 1e-6),
+    "hps_v21": ("hps_v21", "score", 1.0, 1e-6),
 }
-ORACLES = {"clip": "transformers", "pick": "transformers", "hps": "hpsv2"}
+ORACLES = {"clip": "transformers", "pick": "transformers", "open_clip": "open_clip_torch", "hps_v21": "hpsv2"}
+OPENAI = ("clip_score.imagereward", "clip_score.hessel")  # recorded beside transformers' run, by OpenAI's package
 
 
 @contextmanager
@@ -58,12 +65,14 @@ def clip_family(identity: str) -> Run:
     with seeded(
         clip_native.write_weights,
         published_CLIP_L14=clip_sizes.CLIP,
+        published_CLIP_B32=clip_sizes.CLIP,
         published_PICK=clip_sizes.PICK,
         published_named=clip_native.shrunken,
     ):
         found = clip_native.scores(identity)
     end = Stage("score, end to end", float(np.abs(found - stages[stage] / divisor).max()), tolerance)
-    return official(about, ORACLES[name]), "transformers 5, open_clip", [end]
+    oracle = "openai-clip" if identity in OPENAI else ORACLES[name]
+    return official(about, oracle), "transformers 5, open_clip", [end]
 
 
 def run_hps_v2() -> Run:

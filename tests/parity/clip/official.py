@@ -223,12 +223,16 @@ def record_openai(config: Mapping[str, Any], weights: Mapping[str, np.ndarray], 
     """Record what OpenAI's own package, the paper's CLIPScore, DMD2's recipe and the aesthetic head make of them."""
     clip = import_openai()
     model = make_openai(weights, config)
+    b32 = make_openai(
+        common.seeded_weights({name: value.shape for name, value in weights.items()}, sizes.B32), config
+    )
     transform = clip.clip._transform(config["vision_config"]["image_size"])
     for index, (picture, prompt) in enumerate(common.pairs()):
         ids = clip.tokenize([prompt], truncate=True)
         depicts = clip.tokenize(["A photo depicts " + prompt], truncate=True)
-        image = model.encode_image(transform(picture)[None])
-        cosine = F.cosine_similarity(image, model.encode_text(depicts))[0]
+        pixels = transform(picture)[None]
+        image = model.encode_image(pixels)
+        cosine = F.cosine_similarity(b32.encode_image(pixels), b32.encode_text(depicts))[0]
         record.add(
             openai_ids=ids[0].numpy().astype(np.uint16),
             openai_cosine=F.cosine_similarity(image, model.encode_text(ids))[0],

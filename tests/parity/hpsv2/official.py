@@ -1,7 +1,7 @@
 """The package hpsv2 on seeded weights, stage by stage; runs in its own environment (`tox -e parity-hpsv2`).
 
-    python -m tests.parity.hpsv2.official           shrunken ViT-H/14, writes tests/golden/clip_family/hps.npz
-    python -m tests.parity.hpsv2.official --full    the true architecture, writes runs/parity/hps-full.npz
+    python -m tests.parity.hpsv2.official           shrunken, writes tests/golden/clip_family/{hps,hps_v21}.npz
+    python -m tests.parity.hpsv2.official --full    the true ViT-H/14, writes runs/parity/hps-full.npz
 
 Of the wheel, only the package's own open_clip and its `img_score.score` are imported: empty modules stand for the
 parents, whose imports need packages that scoring does not, and the vocabulary that the wheel lacks is open_clip's.
@@ -15,6 +15,7 @@ import shutil
 import sys
 import tempfile
 import types
+from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
@@ -78,11 +79,7 @@ def record(package: Any, full: bool, count: int) -> tuple[dict[str, np.ndarray],
     model.load_state_dict({name: torch.from_numpy(values) for name, values in weights.items()})
     model.eval()
     tokenizer = package.get_tokenizer("ViT-H-14")
-    official = importlib.import_module("hpsv2.img_score")
-    official.model_dict.update(model=model, preprocess_val=preprocess)
-    checkpoint = Path(tempfile.mkdtemp()) / "seeded.pt"
-    torch.save({"state_dict": model.state_dict()}, checkpoint)
-
+    official, checkpoint = img_score(model, preprocess), write_checkpoint(weights)
     stages: dict[str, list[np.ndarray]] = {
         name: [] for name in ("ids", "image", "text", "score", "pixels", "gradient")
     }
@@ -114,6 +111,33 @@ def record(package: Any, full: bool, count: int) -> tuple[dict[str, np.ndarray],
     return {name: np.stack(values) for name, values in stages.items()}, about
 
 
+def record_v21(package: Any, count: int) -> tuple[dict[str, np.ndarray], dict[str, object]]:
+    """Return the scores of version v2.1, which differs in its weights alone, and what made them."""
+    model, preprocess = make_model(package, full=False)
+    shapes = {name: tuple(tensor.shape) for name, tensor in model.state_dict().items()}
+    weights = common.seeded_weights(shapes, sizes.HPS_V21)
+    official, checkpoint = img_score(model, preprocess), write_checkpoint(weights)
+    scores = [
+        official.score(picture, prompt, cp=str(checkpoint), hps_version="v2.1")[0]
+        for picture, prompt in common.pairs(count)
+    ]
+    return {"score": np.stack(scores)}, {"official": "hpsv2", "weights": common.checksum(weights)}
+
+
+def img_score(model: Any, preprocess: Any) -> Any:
+    """Return the package's own scoring module, which finds the model made already."""
+    module = importlib.import_module("hpsv2.img_score")
+    module.model_dict.update(model=model, preprocess_val=preprocess)
+    return module
+
+
+def write_checkpoint(weights: Mapping[str, np.ndarray]) -> Path:
+    """Write seeded weights as the published file holds them; return the path."""
+    path = Path(tempfile.mkdtemp()) / "seeded.pt"
+    torch.save({"state_dict": {name: torch.from_numpy(values) for name, values in weights.items()}}, path)
+    return path
+
+
 def gradient(model: Any, pixels: torch.Tensor, ids: torch.Tensor) -> np.ndarray:
     """Return the gradient of the score in the preprocessed pixels."""
     pixels = pixels.clone().requires_grad_()
@@ -126,13 +150,18 @@ def main() -> None:
     """Record one run."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--full", action="store_true", help="the true architecture: 986 M parameters")
-    full = parser.parse_args().full
-    stages, about = record(import_package(), full, count=8 if full else common.PAIRS)
+    parser.add_argument("--pairs", type=int, help="pictures with their prompts; default 64, of the true size 8")
+    arguments = parser.parse_args()
+    full, package = arguments.full, import_package()
+    count = arguments.pairs or (8 if full else common.PAIRS)
+    found = {"runs/parity/hps-full" if full else "tests/golden/clip_family/hps": record(package, full, count)}
+    if not full:
+        found["tests/golden/clip_family/hps_v21"] = record_v21(package, count)
     packages = ("hpsv2", "torch", "torchvision", "numpy", "pillow")
-    about["versions"] = {name: importlib.metadata.version(name) for name in packages}
-    path = ROOT / ("runs/parity/hps-full.npz" if full else "tests/golden/clip_family/hps.npz")
-    common.save(path, stages, about)
-    print(f"{path.relative_to(ROOT)}: {path.stat().st_size:,} bytes")
+    for name, (stages, about) in found.items():
+        path = ROOT / f"{name}.npz"
+        common.save(path, stages, about | {"versions": {one: importlib.metadata.version(one) for one in packages}})
+        print(f"{path.relative_to(ROOT)}: {path.stat().st_size:,} bytes")
 
 
 if __name__ == "__main__":

@@ -1,6 +1,6 @@
 """The native side of ImageReward's parity: seeded weights written as the real file is, read by the real loader.
 
-python -m tests.parity.image_reward.native runs/parity/image-reward-full.npz     compare with `--full`'s run
+python -m tests.parity.image_reward.native runs/parity/image-reward-full.npz     compare with one official run
 """
 
 import os
@@ -152,8 +152,10 @@ def _gap(found: Tensor, official: np.ndarray) -> float:
 
 
 def main(path: Path) -> int:
-    """Compare the true-size model with an official run, stage by stage; return the exit code."""
+    """Compare the model, of its true size or shrunken, with an official run; return the exit code."""
     stages, about = common.load(path)
+    if len(official_layout(SHRUNKEN_VISION, SHRUNKEN_TEXT)) + 1 == about["keys"]:  # with position_ids
+        blip.VISION, blip.TEXT = SHRUNKEN_VISION, SHRUNKEN_TEXT
     with tempfile.TemporaryDirectory() as folder:
         if write_weights(Path(folder), official_layout(blip.VISION, blip.TEXT), sizes.VOCABULARY) != about["weights"]:
             print(f"{path}: made with other seeded weights", file=sys.stderr)
