@@ -62,7 +62,7 @@ class SplicedTokens(OpenAiTokens):
     """DMD2's evaluator: the caption's ids, cut to the context; then three ids for "A photo depicts" are put in after
     the start token, what stands out is cut, and a caption's token in the last place becomes the end token.
 
-    Not the same as tokenizing prefix and caption together where the caption is long: it is cut twice.
+    Long captions end where they would after the same prefix; the caption is cleaned by itself, though.
     Source: DMD2, main/coco_eval/coco_evaluator.py, compute_clip_score.
     """
 
