@@ -80,6 +80,7 @@ def record(package: Any, full: bool, count: int) -> tuple[dict[str, np.ndarray],
     model.eval()
     tokenizer = package.get_tokenizer("ViT-H-14")
     official, checkpoint = img_score(model, preprocess), write_checkpoint(weights)
+    del weights  # 4 GB at the true size
     stages: dict[str, list[np.ndarray]] = {
         name: [] for name in ("ids", "image", "text", "score", "pixels", "gradient")
     }
