@@ -15,6 +15,7 @@ from typing import TYPE_CHECKING, Any
 from filelock import FileLock
 
 from benchmarks.config import UserError
+from benchmarks.functions import FunctionModel
 from benchmarks.models import Drawn, Model, Pipeline, noise_generator
 from benchmarks.pictures import PictureFolder
 from benchmarks.progress import progress
@@ -39,8 +40,11 @@ def generate(run: Run, image_set: ImageSet, model: Model) -> None:
             _draw_blocks(run, image_set, model, claims, advance)
 
 
-def draw(model: Pipeline, image_set: ImageSet, items: Sequence[Item]) -> Drawn:
+def draw(model: Pipeline | FunctionModel, image_set: ImageSet, items: Sequence[Item]) -> Drawn:
     """Return the pictures of one block."""
+    if isinstance(model, FunctionModel):
+        noise = [noise_generator(0, item.prompt.id, item.seed) for item in items]
+        return Drawn(model.draw([item.prompt.text for item in items], noise), nfe=None)
     protocol = image_set.protocol
     assert protocol is not None  # image sets of pipelines have one
     generators = [noise_generator(protocol.seed, item.prompt.id, item.seed) for item in items]
@@ -55,7 +59,11 @@ def as_png(image: "Image") -> bytes:
 
 
 def _draw_blocks(
-    run: Run, image_set: ImageSet, model: Pipeline, claims: Iterator[tuple[int, FileLock]], advance: Any
+    run: Run,
+    image_set: ImageSet,
+    model: Pipeline | FunctionModel,
+    claims: Iterator[tuple[int, FileLock]],
+    advance: Any,
 ) -> None:
     def keep(held: ExitStack, block: int, drawn: Drawn, seconds: float, warm: bool) -> None:
         with held:

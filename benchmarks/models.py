@@ -2,7 +2,9 @@
 
     open_model("ckpt/")                    diffusers folder
     open_model("lora/", base="ckpt/")      LoRA folder (diffusers or peft safetensors) over its base
+    open_model("hyper-sd-sd3")             card of a published model (benchmarks/model_cards.py)
     open_model("org/name@revision")        hub id
+    open_model("my_module:draw")           function of yours (benchmarks/functions.py)
     open_model("pictures/")                folder of pictures made elsewhere (benchmarks/pictures.py)
 
 Opening checks and digests files; the pipeline is loaded at the first picture: a run with nothing left to draw loads
@@ -11,10 +13,10 @@ nor on the device. NFE is counted at the denoiser, not declared.
 """
 
 import hashlib
-import re
+import json
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from functools import cached_property
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -25,6 +27,10 @@ from benchmarks import checkpoints, native
 from benchmarks.checkpoints import PipelineFiles
 from benchmarks.config import UserError
 from benchmarks.cost import StageWatch
+from benchmarks.functions import FunctionModel, open_function
+from benchmarks.hub import hub_file, hub_folder
+from benchmarks.model_cards import ModelCard, base_card, card_protocol, find_card
+from benchmarks.native import UNCHANGED, Changes
 from benchmarks.pictures import PictureFolder, is_picture_folder, open_pictures
 from benchmarks.protocol import Protocol, read_protocol
 from leaderboards.schema import Training
@@ -34,8 +40,6 @@ if TYPE_CHECKING:
     from PIL.Image import Image
 
 TRAINING = "training.json"
-HUB_ID = re.compile(r"(?P<repo>[\w.-]+/[\w.-]+)(@(?P<revision>[\w./-]+))?")
-HUB_FILES = ("*.json", "*.safetensors", "*.txt", "*.model", "*.jinja")
 
 
 @dataclass(frozen=True)
@@ -43,7 +47,7 @@ class Drawn:
     """Pictures of one batch, and how often the denoiser ran for each of them."""
 
     images: "list[Image]"
-    nfe: int
+    nfe: int | None  # None: nobody counted
     stages: Mapping[str, float] = field(default_factory=dict)  # seconds; see benchmarks/cost.py
     peak_memory_mib: int | None = None  # of the device; None on a CPU
 
@@ -60,6 +64,7 @@ class Pipeline:
     base: str
     training: Training | None
     device: str
+    changes: Changes = UNCHANGED
     _loaded: dict[str, Any] = field(default_factory=dict, repr=False)
 
     @property
@@ -141,14 +146,14 @@ class Pipeline:
 
         if self._loaded.get("dtype") != protocol.dtype:
             self._loaded.clear()  # before the next one is loaded: two may not fit
-            pipe = native.load_pipeline(self.files, self.lora, protocol.dtype, self.device)
+            pipe = native.load_pipeline(self.files, self.lora, protocol.dtype, self.device, self.changes)
             self._loaded.update(dtype=protocol.dtype, pipe=pipe, scheduler=pipe.scheduler)
         pipe, own = self._loaded["pipe"], self._loaded["scheduler"]
         pipe.scheduler = own if protocol.sampler == "native" else FewStepScheduler.of(protocol, own)
         return pipe
 
 
-Model = Pipeline | PictureFolder
+Model = Pipeline | PictureFolder | FunctionModel
 
 
 def open_model(
@@ -158,11 +163,15 @@ def open_model(
 
     Raises UserError, in one line, for whatever cannot be opened: missing, half-written, pickled, with code in it."""
     folder = Path(spec)
-    if not folder.exists():
-        folder = _from_hub(str(spec), offline)
-        name = name or str(spec).replace("/", "--")
     if not folder.is_dir():
-        raise UserError(f"{spec}: a file, not a model folder")
+        if card := find_card(str(spec)):
+            return _open_card(card, base, name or Path(spec).stem, device, offline)
+        if function := open_function(str(spec), name):
+            return function
+        if folder.exists():
+            raise UserError(f"{spec}: a file, not a model folder")
+        folder = hub_folder(str(spec), offline)
+        name = name or str(spec).replace("/", "--")
     name = name or folder.resolve().name
     if (folder / checkpoints.INDEX).is_file():
         return _open_pipeline(folder, name, device)
@@ -259,27 +268,33 @@ def _open_lora(folder: Path, lora: Path, base: str | None, name: str, device: st
     )
 
 
-def _from_hub(spec: str, offline: bool) -> Path:
-    """Return the local snapshot of a hub id, downloading what is missing of it unless offline."""
-    match = HUB_ID.fullmatch(spec)
-    if not match or spec.startswith("."):
-        raise UserError(f"{spec}: no such folder, and not a hub id (org/name or org/name@revision)")
-    from huggingface_hub import snapshot_download
-    from huggingface_hub.errors import HfHubHTTPError, HFValidationError, LocalEntryNotFoundError
-
-    repo, revision = match["repo"], match["revision"]
-    fetch = f"hf download {repo}" + (f" --revision {revision}" if revision else "")
-    try:
-        return Path(
-            snapshot_download(repo, revision=revision, allow_patterns=list(HUB_FILES), local_files_only=offline)
-        )
-    except LocalEntryNotFoundError as error:
-        raise UserError(
-            f"{spec}: no such folder here and not in the local hub cache; where there is a network, run: {fetch}"
-        ) from error
-    except (HfHubHTTPError, HFValidationError) as error:
-        reason = str(error).strip().splitlines()[0]
-        raise UserError(f"{spec}: the hub refused it ({reason}); check id and access, then run: {fetch}") from error
+def _open_card(card: ModelCard, base: str | None, name: str, device: str, offline: bool) -> Pipeline:
+    """Return the model of a card; `base` is a local copy of what it lies over, instead of the hub's."""
+    protocol = card_protocol(card, name)
+    whole = base_card(card, name) if card.base else card
+    under = open_model(base or whole.hub_id, device=device, offline=offline)
+    if not isinstance(under, Pipeline) or under.lora:
+        raise UserError(f"model card {name}: {base or whole.hub_id} is no diffusers folder")
+    own = [hub_file(card.hub_id, file, offline) for file in card.files]
+    for path in own[:1]:
+        checkpoints.check_safetensors(path)
+    scheduler = {**whole.scheduler, **card.scheduler}
+    lora, denoiser = (own[0] if card.kind == kind else None for kind in ("lora", "denoiser"))
+    digest = under.digest
+    if own or scheduler:
+        stated = json.dumps([scheduler, card.kind, card.lora_scale], sort_keys=True)
+        parts = [under.digest, stated, *(checkpoints.digest_files([path], path.parent) for path in own)]
+        digest = hashlib.sha256("\n".join(parts).encode()).hexdigest()
+    return replace(
+        under,
+        name=name,
+        digest=digest,
+        lora=lora,
+        protocol=protocol,
+        base=card.base,
+        changes=Changes(lora_scale=card.lora_scale, denoiser=denoiser, scheduler=scheduler),
+        _loaded={},
+    )
 
 
 def _as_pictures(images_BCHW: "torch.Tensor", prompts: Sequence[str]) -> "list[Image]":

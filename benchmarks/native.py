@@ -3,6 +3,7 @@
 import inspect
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
@@ -14,6 +15,18 @@ from benchmarks.protocol import Dtype, Protocol
 _LOADING_FAULTS = (OSError, ValueError, KeyError, TypeError, RuntimeError, AttributeError, ImportError)
 # Of pipelines that compute c + s (c - u) where ours is u + s (c - u): their scale is ours less 1, and 0 is off.
 _GUIDANCE_BEYOND = {"ZImagePipeline": 1.0}
+
+
+@dataclass(frozen=True)
+class Changes:
+    """What a published model says of itself besides its files; see benchmarks/model_cards.py."""
+
+    lora_scale: float = 1.0
+    denoiser: Path | None = None  # safetensors with all weights of the denoiser
+    scheduler: Mapping[str, Any] = field(default_factory=dict)  # settings; _class_name = another class
+
+
+UNCHANGED = Changes()
 _DTYPES: dict[str, Dtype] = {"F32": "float32", "F16": "float16", "BF16": "bfloat16"}
 
 
@@ -72,7 +85,9 @@ def class_labels(prompts: Sequence[str], labels: Mapping[str, int], classes: int
     return found
 
 
-def load_pipeline(files: PipelineFiles, lora: Path | None, dtype: Dtype, device: str) -> Any:
+def load_pipeline(
+    files: PipelineFiles, lora: Path | None, dtype: Dtype, device: str, changes: Changes = UNCHANGED
+) -> Any:
     """Return the pipeline on a device, its LoRA merged. Only safetensors are read and no code of the folder is run.
 
     Raises UserError where weights, configs and classes do not fit together."""
@@ -93,9 +108,13 @@ def load_pipeline(files: PipelineFiles, lora: Path | None, dtype: Dtype, device:
             f"{files.folder}: cannot be loaded ({_first_line(error)}); export the checkpoint again"
         ) from error
     pipe.set_progress_bar_config(disable=True)
+    if changes.denoiser:
+        _replace_denoiser(getattr(pipe, files.denoiser.name), changes.denoiser)
+    if changes.scheduler:
+        pipe.scheduler = _changed_scheduler(pipe.scheduler, changes.scheduler)
     if lora:
         try:
-            _merge_lora(pipe, files.denoiser.name, lora)
+            _merge_lora(pipe, files.denoiser.name, lora, changes.lora_scale)
         except _LOADING_FAULTS as error:
             raise UserError(f"{lora}: does not fit its base {files.folder} ({_first_line(error)})") from error
     return pipe.to(device)
@@ -122,7 +141,27 @@ def quiet_loading() -> Iterator[None]:
                 library.enable_progress_bar()
 
 
-def _merge_lora(pipe: Any, denoiser: str, lora: Path) -> None:
+def _replace_denoiser(network: Any, path: Path) -> None:
+    from safetensors.torch import load_file
+
+    try:
+        network.load_state_dict(load_file(path))
+    except RuntimeError as error:
+        raise UserError(f"{path}: does not fit the {type(network).__name__} of its base") from error
+
+
+def _changed_scheduler(own: Any, settings: Mapping[str, Any]) -> Any:
+    """Return a scheduler with some settings changed, of another class if `_class_name` names one."""
+    import diffusers
+
+    name = settings.get("_class_name", type(own).__name__)
+    found = getattr(diffusers, name, None)
+    if not (inspect.isclass(found) and issubclass(found, diffusers.SchedulerMixin)):
+        raise UserError(f"scheduler {name!r}: no such scheduler in diffusers {diffusers.__version__}")
+    return found.from_config(own.config, **{key: value for key, value in settings.items() if key != "_class_name"})
+
+
+def _merge_lora(pipe: Any, denoiser: str, lora: Path, scale: float) -> None:
     """Add a LoRA to the weights themselves, so that a step costs what the base's does."""
     if lora.name == "adapter_model.safetensors":
         from peft import PeftModel
@@ -133,7 +172,7 @@ def _merge_lora(pipe: Any, denoiser: str, lora: Path) -> None:
     pipe.load_lora_weights(str(lora.parent), weight_name=lora.name, use_safetensors=True, local_files_only=True)
     if not pipe.get_active_adapters():
         raise ValueError("none of its keys names a layer of the base")
-    pipe.fuse_lora()
+    pipe.fuse_lora(lora_scale=scale)
     pipe.unload_lora_weights()
 
 

@@ -191,7 +191,7 @@ def _protocol(spec: TaskSpec, model: Model, overrides: Overrides) -> Protocol | 
     changes = overrides.of_protocol()
     if model.protocol is None:
         if changes:
-            raise UserError(f"{model.name}: pictures made elsewhere have no {', '.join(changes)} to change")
+            raise UserError(f"{model.name}: has no protocol, and so no {', '.join(changes)} to change")
         return None
     changes = {**spec.protocol, **changes}
     table = {**as_table(model.protocol), **changes}

@@ -23,7 +23,8 @@ class Arguments:
     """Benchmark a model on a suite."""
 
     model: str = ""
-    """Diffusers folder, LoRA folder, hub id (org/name[@revision]), or folder of pictures made elsewhere"""
+    """Diffusers folder, LoRA folder, card of a published model (--list), hub id (org/name[@revision]), function
+    (module:function), or folder of pictures made elsewhere"""
     suite: str = "micro"
     """Name of a suite, or a TOML file"""
     out: Path | None = None
@@ -65,7 +66,7 @@ class Arguments:
     offline: bool = False
     """Never ask the hub"""
     list: bool = False
-    """List suites and metrics"""
+    """List suites, metrics and published models"""
     dry_run: bool = False
     """Show what would be done, and about how long it takes"""
 

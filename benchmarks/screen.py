@@ -11,6 +11,7 @@ from rich.console import Console
 from rich.table import Table
 
 from benchmarks.config import UserError
+from benchmarks.model_cards import available_cards, card_protocol, find_card
 from benchmarks.models import Pipeline
 from benchmarks.store import ImageSet
 from benchmarks.suites import available_suites, read_suite
@@ -39,7 +40,7 @@ def guarded(command: Callable[[], int]) -> int:
 
 
 def show_catalogue(plugins: Sequence[str]) -> None:
-    """List suites and metrics."""
+    """List suites, metrics and cards of published models."""
     import_plugins(plugins)
     suites = _table("suite", "tasks", "description")
     for name in available_suites():
@@ -51,7 +52,13 @@ def show_catalogue(plugins: Sequence[str]) -> None:
         card = scorer.card(name)
         better = "higher" if card.higher_is_better else "lower"
         metrics.add_row(name, card.title, card.unit, better, scorer.missing(name) or "here")
-    _print(suites, metrics)
+    models = _table("published model", "title", "base", "steps", "guidance", "licence")
+    for name in available_cards():
+        if published := find_card(name):
+            how = card_protocol(published, name)
+            steps, guidance = str(how.num_inference_steps), f"{how.guidance_scale:g}"
+            models.add_row(name, published.title, published.base, steps, guidance, published.licence)
+    _print(suites, metrics, models)
 
 
 def show_plan(prepared: "Prepared") -> None:
@@ -80,7 +87,7 @@ def show_plan(prepared: "Prepared") -> None:
         for name, reason in task.skipped.items():
             metrics.add_row(task.spec.name, name, f"skipped: {reason}")
     _print(sets, metrics)
-    parameters = f"{model.parameters / 1e6:,.1f} M parameters" if model.parameters else "pictures made elsewhere"
+    parameters = f"{model.parameters / 1e6:,.1f} M parameters" if model.parameters else "parameters unknown"
     print(f"model {model.name}: {parameters}, digest {model.digest[:12]}; run directory {prepared.out}")
     speed = "by the speed of a matrix product, measured now, on this machine"
     print(f"about {_duration(seconds)} of drawing on {prepared.device}, {speed}; scoring aside; nothing was done")

@@ -4,6 +4,7 @@ Every stage does only what is missing, so the same call continues whatever was i
 """
 
 import os
+import re
 from collections.abc import Sequence
 from dataclasses import dataclass, field, replace
 from pathlib import Path
@@ -175,9 +176,10 @@ def _check_name(name: str | None) -> None:
 
 
 def _default_name(model: str | Path, overrides: Overrides) -> str:
-    """Return the folder's name (or hub id), with what the command line changed: other pictures are another row."""
+    """Return the name of the folder, card or hub id, with what the command line changed: that is another row."""
     folder = Path(model)
-    name = folder.resolve().name if folder.exists() else str(model).replace("/", "--")
+    card = folder.suffix == ".toml"
+    name = folder.stem if card else folder.resolve().name if folder.exists() else re.sub("[/:]", "--", str(model))
     return name + overrides.suffix()
 
 
