@@ -30,9 +30,9 @@ def generate(run: Run, image_set: ImageSet, model: Model) -> None:
 
     Raises UserError where the model cannot be loaded, or pictures made elsewhere are missing or damaged; blocks that
     are done stay done."""
-    count = run.count_blocks(image_set)
-    missing = sum(len(run.block(image_set, n)) for n in range(count) if not run.drawn(image_set, n))
-    claims = run.claim(f"generate-{image_set.name}", count, lambda n: run.drawn(image_set, n) is not None)
+    own = run.own_blocks(image_set)
+    missing = sum(len(run.block(image_set, n)) for n in own if not run.drawn(image_set, n))
+    claims = run.claim(f"generate-{image_set.name}", own, lambda n: run.drawn(image_set, n) is not None)
     with progress(f"{image_set.name}: drawing", missing) as advance:
         if isinstance(model, PictureFolder):
             _copy_blocks(run, image_set, model, claims, advance)

@@ -4,6 +4,7 @@ Stages generate, score and summarise do only what is missing: the same command c
 several processes may work on one run. Exit codes: 0 done, 1 our mistake, 2 something for you to mend (one line).
 """
 
+import os
 import sys
 from dataclasses import dataclass
 from pathlib import Path
@@ -47,6 +48,8 @@ class Arguments:
     """Guidance scale (1 = off), instead of the model's own"""
     dtype: Dtype | None = None
     """Number format of the network, instead of the model's own"""
+    shard: str = "1/1"
+    """K/N: only the K-th of N parts, on a machine of its own; python -m benchmarks.merge joins the directories"""
     batch_size: int | None = None
     """Pictures drawn at once, fixed for a run; default up to 16, by the size of pictures and memory"""
     device: str = "auto"
@@ -89,8 +92,10 @@ def main(arguments: Arguments) -> int:
         show_missing(prepared.plan.missing)
     summarised = workflow.work(prepared)
     if summarised is None:
-        print(f"{prepared.out}: {arguments.stage} done")
+        print(f"{prepared.out}: {arguments.stage} done, part {arguments.shard}")
         return 0
+    if not _is_main_process():
+        return 0  # one of those that a launcher started together shows the result
     show_result(summarised.result, prepared.out)
     if arguments.backend == "official":
         from benchmarks import official
@@ -129,9 +134,10 @@ def _settings(arguments: Arguments) -> "Settings":
         name=arguments.name,
         base=arguments.base,
         out=arguments.out,
-        board=boards.get(arguments.board, Path(arguments.board)),
+        board=boards.get(arguments.board, Path(arguments.board)) if _is_main_process() else None,
         stage=arguments.stage,
         batch_size=arguments.batch_size,
+        shard=_shard(arguments.shard),
         device=arguments.device,
         offline=arguments.offline,
         plugins=arguments.plugin,
@@ -140,6 +146,18 @@ def _settings(arguments: Arguments) -> "Settings":
         skip_missing=arguments.skip_missing,
         overrides=overrides,
     )
+
+
+def _is_main_process() -> bool:
+    return os.environ.get("RANK", "0") == "0"
+
+
+def _shard(text: str) -> tuple[int, int]:
+    """Return (k, n), k from 0, of "K/N"."""
+    part, _, parts = text.partition("/")
+    if not (part.isdecimal() and parts.isdecimal()):
+        raise UserError(f"--shard {text}: must be K/N, such as 1/3")
+    return int(part) - 1, int(parts)
 
 
 if __name__ == "__main__":

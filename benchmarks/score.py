@@ -39,9 +39,10 @@ def score(
 ) -> dict[str, str]:
     """Measure what is missing of some metrics on a drawn image set; return why metrics failed, by id.
 
-    models: shared by the image sets of a run, so that weights are loaded once.
+    models: shared by the image sets of a run, so that weights are loaded once. A shard of a run measures its own
+    blocks, except by metrics that need all pictures of a prompt.
     Raises UserError where pictures are missing or damaged."""
-    undrawn = sum(run.drawn(image_set, block) is None for block in range(run.count_blocks(image_set)))
+    undrawn = sum(run.drawn(image_set, block) is None for block in run.own_blocks(image_set))
     if undrawn:
         raise UserError(
             f"{run.path / image_set.name}: {undrawn} blocks are not drawn yet; run --stage generate first"
@@ -52,7 +53,7 @@ def score(
     models = {} if models is None else models
     together = [metric for metric in todo if isinstance(make(metric), WholePrompts)]
     failed = _Scoring(run, image_set, sorted(set(todo) - set(together)), device, models).work()
-    if together:
+    if together and not run.sharded:  # a prompt's pictures may lie in several shards
         failed |= _Scoring(_by_prompt(run, image_set), image_set, together, device, models).work()
     return failed
 
@@ -78,7 +79,7 @@ class _Scoring:
 
     def __init__(self, run: Run, image_set: ImageSet, metrics: Sequence[str], device: str, models: Models) -> None:
         self.run, self.image_set, self.device, self.models = run, image_set, device, models
-        self.count = run.count_blocks(image_set)
+        self.blocks = run.own_blocks(image_set)
         self.failed: dict[str, str] = {}
         self.identities: dict[str, Identity] = {}
         everything = Scorer(metrics, device, models=models)
@@ -92,9 +93,9 @@ class _Scoring:
     def work(self) -> dict[str, str]:
         """Measure all that is missing; return `failed`."""
         name = self.image_set.name
-        images = sum(len(self.run.block(self.image_set, n)) for n in range(self.count) if self.missing(n))
+        images = sum(len(self.run.block(self.image_set, n)) for n in self.blocks if self.missing(n))
         stage = f"score-{name}-{self.run.block_size}"  # blocks of another size are other blocks
-        claims = self.run.claim(stage, self.count, lambda n: not self.missing(n))
+        claims = self.run.claim(stage, self.blocks, lambda n: not self.missing(n))
         with (
             progress(f"{name}: scoring", images) as advance,
             ThreadPoolExecutor(DECODERS) as self._decoders,
@@ -114,7 +115,7 @@ class _Scoring:
             if written:
                 written.result()
         for metric in self.identities:
-            if metric not in self.failed:
+            if metric not in self.failed and not self.run.sharded:
                 self.merge(metric)
         return self.failed
 
@@ -157,7 +158,7 @@ class _Scoring:
         run, name = self.run, self.image_set.name
         with run.lock(f"merge-{name}-{metric}"):
             whole = run.evidence(name, metric)
-            shards = [run.shard(name, metric, block) for block in range(self.count)]
+            shards = [run.shard(name, metric, block) for block in self.blocks]
             try:
                 if not whole.exists():
                     merge_rows(whole, shards, self.identities[metric])

@@ -77,6 +77,17 @@ class Run:
     path: Path
     block_size: int
     journal: "Journal"
+    shard_of: tuple[int, int] = (0, 1)  # (k, n): only every n-th block from the k-th on is this directory's to do
+
+    @property
+    def sharded(self) -> bool:
+        """Whether other directories hold blocks of the same run; `python -m benchmarks.merge` joins them."""
+        return self.shard_of[1] > 1
+
+    def own_blocks(self, image_set: ImageSet) -> range:
+        """Return the numbers of the blocks that are this directory's to do."""
+        first, step = self.shard_of
+        return range(first, self.count_blocks(image_set), step)
 
     @classmethod
     def open(
@@ -141,11 +152,11 @@ class Run:
         """Return a lock between processes; the system frees it when its holder dies, however it dies."""
         return FileLock(self.path / "locks" / f"{name}.lock", thread_local=False)
 
-    def claim(self, stage: str, count: int, done: Callable[[int], bool]) -> Iterator[tuple[int, FileLock]]:
-        """Yield (block, lock) for every block of `count` that is not done; the caller releases the lock.
+    def claim(self, stage: str, blocks: Sequence[int], done: Callable[[int], bool]) -> Iterator[tuple[int, FileLock]]:
+        """Yield (block, lock) for every one of `blocks` that is not done; the caller releases the lock.
 
         Blocks that another process holds come last: by then they are done, or their holder died."""
-        pending = [block for block in range(count) if not done(block)]
+        pending = [block for block in blocks if not done(block)]
         for timeout in (0, -1):
             held_by_others = []
             for block in pending:
@@ -237,6 +248,13 @@ def read_header(path: Path) -> dict[str, Any]:
     return header
 
 
+def difference(one: Mapping[str, Any], other: Mapping[str, Any]) -> tuple[str, Any, Any] | None:
+    """Return the first dotted key in which two headers differ, with both values; None where they are equal."""
+    before, after = _flat(one), _flat(other)
+    differing = (key for key in sorted(before.keys() | after.keys()) if before.get(key) != after.get(key))
+    return next(((key, before.get(key), after.get(key)) for key in differing), None)
+
+
 def _visible(path: Path) -> list[str]:
     """Return the names in a folder, without the temporary files that a kill may have left."""
     return [entry.name for entry in path.iterdir() if not entry.name.startswith(".")]
@@ -253,14 +271,12 @@ def _parsed(line: bytes) -> dict[str, Any] | None:
 
 def _refuse_changes(path: Path, earlier: dict[str, Any], now: dict[str, Any]) -> None:
     added = now["sets"].keys() - earlier["sets"].keys()
-    before, after = _flat(earlier), _flat({**now, "sets": {k: v for k, v in now["sets"].items() if k not in added}})
-    for key in sorted(before.keys() | after.keys()):
-        was, given = before.get(key), after.get(key)
-        if was != given:
-            raise UserError(
-                f"{path}: was made with {key} = {was!r}, now it is {given!r}; nothing was changed: pass "
-                "another --out, or the former settings to continue"
-            )
+    if found := difference(earlier, {**now, "sets": {k: v for k, v in now["sets"].items() if k not in added}}):
+        key, was, given = found
+        raise UserError(
+            f"{path}: was made with {key} = {was!r}, now it is {given!r}; nothing was changed: pass "
+            "another --out, or the former settings to continue"
+        )
 
 
 def _flat(table: Mapping[str, Any], prefix: str = "") -> dict[str, Any]:

@@ -49,9 +49,13 @@ class Settings:
     prompts: Path | None = None  # folder of prompt sets that are not shipped; default: FEWSTEP_BENCH_PROMPTS
     weights: Path | None = None  # folder of weights; default: FEWSTEP_BENCH_WEIGHTS, then the hub's cache
     skip_missing: bool = False  # go on without the metrics whose weights are not here
+    # (k, n), k from 0: only every n-th block, for a machine that shares no folder with the others
+    shard: tuple[int, int] = (0, 1)
     overrides: Overrides = field(default_factory=Overrides)
 
     def __post_init__(self) -> None:
+        if not 0 <= self.shard[0] < self.shard[1]:
+            raise UserError(f"--shard {self.shard[0] + 1}/{self.shard[1]}: must be K/N with 1 <= K <= N")
         if self.batch_size is not None and self.batch_size < 1:
             raise UserError(f"--batch-size {self.batch_size}: must be at least 1")
 
@@ -107,6 +111,7 @@ def work(prepared: Prepared) -> Summarised | None:
         block_size=settings.batch_size,
         default_block_size=fitting_block_size(plan.image_sets, model, prepared.device),
     )
+    run = replace(run, shard_of=settings.shard)
     failed: dict[tuple[str, str], str] = {}
     if settings.stage in ("generate", "all"):
         for image_set in plan.image_sets:
@@ -116,7 +121,7 @@ def work(prepared: Prepared) -> Summarised | None:
         for image_set in plan.image_sets:
             broken = score(run, image_set, plan.metrics_of(image_set), prepared.device, models)
             failed |= {(image_set.name, metric): reason for metric, reason in broken.items()}
-    if settings.stage not in ("summarise", "all"):
+    if settings.stage not in ("summarise", "all") or run.sharded:
         return None
     with run.lock("summarise"):
         summarised = summarise(run, plan, model, failed)

@@ -74,7 +74,7 @@ def test_what_a_killed_writer_left_is_cleared_away(tmp_path: Path) -> None:
 def test_claims_skip_what_is_done_and_come_once(tmp_path: Path) -> None:
     run = open_run(tmp_path / "run")
     claimed = []
-    for block, lock in run.claim("stage", 4, done=lambda block: block == 1):
+    for block, lock in run.claim("stage", range(4), done=lambda block: block == 1):
         claimed.append(block)
         lock.release()
     assert claimed == [0, 2, 3]
@@ -85,7 +85,7 @@ def test_a_block_held_by_another_comes_last(tmp_path: Path) -> None:
     held = run.lock("stage-000001")
     held.acquire()
     claimed = []
-    for block, lock in run.claim("stage", 4, done=lambda block: False):
+    for block, lock in run.claim("stage", range(4), done=lambda block: False):
         claimed.append(block)
         lock.release()
         if block == 3:
