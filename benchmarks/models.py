@@ -86,9 +86,14 @@ class Pipeline:
         return {name: checkpoints.count_parameters(self.files.folder / name) for name in sorted(with_weights)}
 
     @cached_property
+    def pixels_per_latent(self) -> int:
+        """Side of the square of pixels that one latent stands for."""
+        return native.pixels_per_latent(self.files)
+
+    @cached_property
     def pixels_per_token(self) -> int:
         """Side of the square of pixels that one token of the denoiser stands for."""
-        return native.pixels_per_latent(self.files) * native.patch_size(self.files)
+        return self.pixels_per_latent * native.patch_size(self.files)
 
     def check(self, protocol: Protocol) -> None:
         """Raise UserError where the model cannot be sampled under a protocol."""

@@ -202,7 +202,9 @@ def pixels_per_latent(files: PipelineFiles) -> int:
 
 def patch_size(files: PipelineFiles) -> int:
     """Return how many latents a side of a token stands for; 1 where the denoiser has no patches."""
-    size = checkpoints.read_json(files.denoiser / "config.json").get("patch_size", 1)
+    config = checkpoints.read_json(files.denoiser / "config.json")
+    size = config.get("patch_size", config.get("all_patch_size", 1))  # Z-Image lists its sizes
+    size = size[0] if isinstance(size, list) and size else size
     return size if isinstance(size, int) else 1
 
 

@@ -71,7 +71,9 @@ class Arguments:
     list: bool = False
     """List suites, metrics and published models"""
     dry_run: bool = False
-    """Show what would be done, and about how long it takes"""
+    """Show what would be done, its operations and memory, and about how long it takes"""
+    plan_for: str = ""
+    """With --dry-run: hours on this device instead of the present one: h100, a100, …"""
 
 
 def main(arguments: Arguments) -> int:
@@ -85,7 +87,7 @@ def main(arguments: Arguments) -> int:
         raise UserError("--model is missing: pass a folder or a hub id (--list shows suites and metrics)")
     prepared = workflow.prepare(arguments.model, arguments.suite, _settings(arguments))
     if arguments.dry_run:
-        show_plan(prepared)
+        show_plan(prepared, arguments.plan_for)
         show_missing(prepared.plan.missing)
         return 0
     if not arguments.skip_missing:

@@ -10,7 +10,9 @@ from typing import TYPE_CHECKING
 from rich.console import Console
 from rich.table import Table
 
+from benchmarks.budget import fitting_block_size
 from benchmarks.config import UserError
+from benchmarks.estimate import EFFICIENCY, Device, Estimate, estimate, find_device
 from benchmarks.model_cards import available_cards, card_protocol, find_card
 from benchmarks.models import Pipeline
 from benchmarks.store import ImageSet
@@ -23,7 +25,6 @@ from metrics.weights import missing_table
 if TYPE_CHECKING:
     from benchmarks.workflow import Prepared
 
-EFFICIENCY = 0.3  # share of a large matrix product's speed that a denoiser reaches; the estimate is rough
 PRODUCTS = 5  # timed for it
 
 
@@ -61,11 +62,14 @@ def show_catalogue(plugins: Sequence[str]) -> None:
     _print(suites, metrics, models)
 
 
-def show_plan(prepared: "Prepared") -> None:
-    """Show image sets, metrics, weights, passes, and about how long they take."""
+def show_plan(prepared: "Prepared", device: str = "") -> None:
+    """Show image sets, metrics, weights, passes, operations, memory, and about how long it takes.
+
+    device: a name of benchmarks.estimate.DEVICES; "" = the present one. Raises UserError for an unknown one."""
+    stated = find_device(device) if device else None
     plan, model = prepared.plan, prepared.model
     sets = _table("image set", "prompts", "× images", "drawn", "passes each", "pictures")
-    seconds = 0.0
+    seconds, costs = 0.0, []
     for image_set in plan.image_sets:
         total = len(image_set.items)
         drawn = _already_drawn(prepared.out, image_set)
@@ -74,7 +78,10 @@ def show_plan(prepared: "Prepared") -> None:
             per_image = image_set.protocol.num_inference_steps * (2 if image_set.protocol.guided else 1)
             passes, size = str(per_image), f"{image_set.protocol.width}x{image_set.protocol.height}"
             if isinstance(model, Pipeline):
-                seconds += (total - drawn) * per_image * _seconds_per_pass(model, image_set, prepared.device)
+                cost = estimate(model, image_set.protocol, _block_size(prepared))
+                here = stated or Device(_operations_per_second(prepared.device, image_set.protocol.dtype), 0)
+                seconds += cost.seconds((total - drawn) * per_image, here)
+                costs.append(_cost_line(image_set.name, cost, per_image, stated))
         prompts = len(image_set.prompts.prompts)
         sets.add_row(image_set.name, str(prompts), str(image_set.images_per_prompt), f"{drawn}/{total}", passes, size)
     metrics = _table("task", "metric", "weights")
@@ -89,8 +96,11 @@ def show_plan(prepared: "Prepared") -> None:
     _print(sets, metrics)
     parameters = f"{model.parameters / 1e6:,.1f} M parameters" if model.parameters else "parameters unknown"
     print(f"model {model.name}: {parameters}, digest {model.digest[:12]}; run directory {prepared.out}")
-    speed = "by the speed of a matrix product, measured now, on this machine"
-    print(f"about {_duration(seconds)} of drawing on {prepared.device}, {speed}; scoring aside; nothing was done")
+    for line in costs:
+        print(line)
+    reached = "the device's peak" if stated else "a matrix product's speed, measured now,"
+    print(f"about {_duration(seconds)} of drawing on {device or prepared.device}, scoring aside:")
+    print(f"if {EFFICIENCY:.0%} of {reached} is reached; nothing was done")
 
 
 def show_missing(metrics: Iterable[str]) -> None:
@@ -134,11 +144,23 @@ def _already_drawn(out: Path, image_set: ImageSet) -> int:
     return sum((root / item.prompt.id / f"{item.seed}.png").is_file() for item in image_set.items)
 
 
-def _seconds_per_pass(model: Pipeline, image_set: ImageSet, device: str) -> float:
-    """Estimate one network pass of one image: 2 × parameters × tokens operations at this machine's measured speed."""
-    assert image_set.protocol is not None
-    tokens = image_set.protocol.height * image_set.protocol.width / model.pixels_per_token**2
-    return 2 * model.parameters * tokens / (EFFICIENCY * _operations_per_second(device, image_set.protocol.dtype))
+def _block_size(prepared: "Prepared") -> int:
+    """Return the pictures of a block, as the run would choose them."""
+    asked = prepared.settings.batch_size
+    return asked or fitting_block_size(prepared.plan.image_sets, prepared.model, prepared.device)
+
+
+def _cost_line(name: str, cost: Estimate, passes: int, device: Device | None) -> str:
+    how = "counted" if cost.counted else "2 x parameters x tokens"
+    tera, gib = cost.operations_per_pass * passes / 1e12, 2**30
+    fits = ""
+    if device:
+        fits = " fits" if cost.bytes < device.memory_gib * gib else " does not fit"
+        fits += f" {device.memory_gib:.0f} GiB; a smaller --batch-size needs less"
+    return (
+        f"{name}: {tera:.4g} TFLOP an image ({how}); memory about {cost.weights_bytes / gib:.2f} GiB of weights + "
+        f"{cost.decoding_bytes / gib:.2f} GiB to decode a block{fits}"
+    )
 
 
 def _operations_per_second(device: str, dtype: str) -> float:

@@ -40,7 +40,7 @@ def test_the_plan_is_shown_and_nothing_done(
     shown = capsys.readouterr().out
     assert "0/10" in shown and "16x16" in shown
     assert "python -m make.them (3 GB)" in shown
-    assert "M parameters" in shown and "nothing was done" in shown
+    assert "M parameters" in shown and "nothing was done" in shown and "TFLOP an image (counted)" in shown
     assert not (suite.parent / "run").exists()
 
 
