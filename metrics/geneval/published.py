@@ -4,6 +4,7 @@
     geneval.images             the same verdicts; share of right pictures
     geneval.prompts            the same verdicts; share of prompts with at least one right picture
     geneval.flow_grpo          Flow-GRPO's soft reward, red and blue swapped before the detector as there
+    geneval.flow_grpo_accuracy its accuracy: the official verdict on those detections
     geneval.flow_grpo_strict   its strict accuracy
     geneval.meta               official verdict on Meta's detector weights
     geneval.recorded           official verdict on detections recorded elsewhere (metrics/recorded.py)
@@ -128,6 +129,23 @@ class GenEvalFlowGrpo(FlowGrpoGenEval):
         "reports soft, strict and official values and does not say which one is its GenEval column.",
         fooled_by="Partial credit: the right objects in the wrong places keep half of it.",
         reported_scale="Flow-GRPO: as here",
+        **FLOW_GRPO,
+    )
+    features = ("geneval/mmdet:detections-swapped",)
+    constants = REAL
+
+
+@register
+class GenEvalFlowGrpoAccuracy(GenEval):
+    card = replace(
+        CARD,
+        id="geneval.flow_grpo_accuracy",
+        title="GenEval (Flow-GRPO, accuracy)",
+        source="Liu et al. 2025, arXiv:2505.05470 (Flow-GRPO): accuracy of the authors' code",
+        description="Share of pictures that GenEval's official verdict calls right, as Flow-GRPO's evaluation writes "
+        "it: its detector sees red and blue exchanged, and pictures are averaged, not categories.",
+        comparable="With the accuracy of Flow-GRPO's and RTDMD's evaluation. Not with geneval, whose detector sees "
+        "the right colours and which averages over categories.",
         **FLOW_GRPO,
     )
     features = ("geneval/mmdet:detections-swapped",)

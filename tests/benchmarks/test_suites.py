@@ -3,6 +3,7 @@ from pathlib import Path
 import pytest
 
 from benchmarks.suites import available_suites, read_suite
+from leaderboards.recipe import paper_recipes
 from metrics.base import UserError, available
 
 TASK = '[[tasks]]\nname = "{name}"\nprompts = "p.jsonl"\nmetrics = ["m"]\n'
@@ -24,6 +25,15 @@ def test_every_metric_that_a_suite_names_exists() -> None:
         for task in read_suite(name).tasks:
             assert set(task.metrics) <= known.keys()
             assert name == "micro" or task.min_side == 256 or task.name == "micro"  # micro pictures say nothing there
+
+
+def test_a_papers_suite_measures_every_column_of_the_papers_tables() -> None:
+    for name, recipe in paper_recipes().items():
+        tasks = read_suite(recipe.suite).tasks
+        columns = [column for column in recipe.columns if column.metric not in ("", "nfe")]
+        for column in columns:
+            found = [task.name for task in tasks if column.metric in task.metrics and column.task in ("", task.name)]
+            assert found, (name, column.title, column.metric)
 
 
 def test_micro_measures_with_every_metric_of_the_micro_world() -> None:

@@ -115,3 +115,13 @@ def test_flow_grpo_s_two_scores_are_the_soft_and_the_strict_one() -> None:
     one = {"geneval/mmdet:detections-swapped": [{"dog": two["dog"][:1]}]}
     assert make("geneval.flow_grpo_strict").measure(one, batch)["score"].tolist() == [1.0]
     assert metrics.load("geneval.flow_grpo").card.variant == "flow_grpo"
+
+
+def test_flow_grpo_s_accuracy_is_the_official_verdict_on_its_detections() -> None:
+    """Extra objects are free to the official verdict and a failure to the strict one."""
+    two = {"dog": [Detected((0, 0, 9, 9), 0.8, "red"), Detected((0, 0, 9, 9), 0.7, "red")]}
+    batch, feature = Batch(prompts=[DOG], seeds=[0]), {"geneval/mmdet:detections-swapped": [two]}
+    metric = make("geneval.flow_grpo_accuracy")
+    assert metric.features == make("geneval.flow_grpo").features
+    assert metric.measure(feature, batch)["score"].tolist() == [1.0]
+    assert metric.card.aggregate == "prompts"
