@@ -4,8 +4,8 @@
     build STATS.npz   an npz with `mu` and `sigma` (clean-fid's, ADM's, EDM's): converted, not computed
     show STATS.npz    what a file says about itself
 
-Progress is shown; memory depends on the encoder, not on the number of pictures. Exit codes: 0 fine, 2 something for
-you to mend (one line).
+Progress is shown; memory depends on the encoder, not on the number of pictures. A build that was stopped continues
+where it was a minute before. Exit codes: 0 fine, 2 something for you to mend (one line).
 Axes: N pictures, M <= 10,000 of them whose features are kept, D features.
 """
 
@@ -24,8 +24,8 @@ from tyro.extras import SubcommandApp
 from metrics.base import Prompt, UserError, nearest
 from metrics.commands import guarded
 from metrics.features import FeatureRunner
-from metrics.frechet import Moments
 from metrics.images import FORMATS, read_image
+from metrics.reference_state import State
 from metrics.references import MOMENTS, open_arrays, write_reference
 
 OUTPUTS = {  # of each encoder that a reference can be made with: the first one's features are kept
@@ -61,13 +61,16 @@ def build(
         raise UserError(f"--batch-size {batch_size}: must be at least 1")
     source = Source.open(images)
     arrays, about = source.statistics()
+    state: State | None = None
     if source.count:
-        computed, found = compute(source, encoder, device, batch_size)
+        computed, found, state = compute(source, encoder, device, batch_size, output)
         arrays, about = computed | arrays, found | about
     if not arrays:
         raise UserError(f"{images}: holds neither pictures nor statistics (mu, sigma)")
     about = {"encoder": encoder, "source": images.name, **about}
     digest = write_reference(output, arrays, about)
+    if state:
+        state.drop()
     print(f"{output}: {json.dumps(about, sort_keys=True)}\nsha256 {digest}")
 
 
@@ -109,9 +112,19 @@ class Source:
                 raise UserError(f"{name} of shape {array.shape} is no mean or covariance of finite numbers")
         return self.stated, {"weights_digest": "", "n": 0} if self.stated else {}
 
-    def pictures(self, batch_size: int) -> Iterator[list[Image.Image]]:
-        """Yield RGB pictures in batches, in a fixed order. Raises UserError naming a damaged one."""
-        for start in range(0, self.count, batch_size):
+    def digest(self, count: int) -> str:
+        """Return the sha256 over names, sizes and times of the first pictures' files, or over those pictures."""
+        if self.pixels is not None:
+            return hashlib.sha256(self.pixels[:count].tobytes()).hexdigest()
+        stats = [(path, path.stat()) for path in self.paths[:count]]
+        listed = "".join(f"{path}\n{stat.st_size}\n{stat.st_mtime_ns}\n" for path, stat in stats)
+        return hashlib.sha256(listed.encode()).hexdigest()
+
+    def pictures(self, batch_size: int, first: int = 0) -> Iterator[list[Image.Image]]:
+        """Yield RGB pictures in batches, in a fixed order, from one of them on.
+
+        Raises: UserError naming a damaged one."""
+        for start in range(first, self.count, batch_size):
             if self.pixels is not None:
                 yield [Image.fromarray(picture) for picture in self.pixels[start : start + batch_size]]
             else:
@@ -119,40 +132,42 @@ class Source:
 
 
 def compute(
-    source: Source, encoder: str, device: str, batch_size: int
-) -> tuple[dict[str, np.ndarray], dict[str, Any]]:
-    """Return moments of every output, features of at most KEPT pictures spread over the set, and metadata.
+    source: Source, encoder: str, device: str, batch_size: int, output: Path
+) -> tuple[dict[str, np.ndarray], dict[str, Any], State]:
+    """Return moments of every output, features of at most KEPT pictures spread over the set, metadata, and the state
+    that is saved beside `output` meanwhile.
 
-    Raises: UserError where weights are missing or a picture is damaged."""
+    Raises: UserError where weights are missing or a picture is damaged; what was gathered until then is saved."""
     from rich.progress import Progress
 
-    keys = [f"{encoder}:{output}" for output in OUTPUTS[encoder]]
+    keys = [f"{encoder}:{name}" for name in OUTPUTS[encoder]]
     runner = FeatureRunner(keys, device)
+    weights = runner.weights(keys[0])[0].digest()
     kept = set(np.linspace(0, source.count - 1, min(KEPT, source.count)).round().astype(int).tolist())
-    totals: dict[str, Moments] = {}
-    features: list[np.ndarray] = []
-    pixels = hashlib.sha256()
+    identity = {"encoder": encoder, "weights": weights, "n": source.count, "batch_size": batch_size, "device": device}
+    state = State.beside(output, identity, source.digest)
     with Progress(disable=not sys.stderr.isatty()) as progress:
-        task = progress.add_task(encoder, total=source.count)
-        for batch in source.pictures(batch_size):
-            found = runner.run(batch, [Prompt(text="")] * len(batch))
-            arrays = [found[key].cpu().numpy() for key in keys]
-            for key, array in zip(keys, arrays, strict=True):
-                if not np.isfinite(array).all():
+        task = progress.add_task(encoder, total=source.count, completed=state.count)
+        try:
+            for batch in source.pictures(batch_size, state.count):
+                found = runner.run(batch, [Prompt(text="")] * len(batch))
+                arrays = {key.rpartition(":")[2]: found[key].cpu().numpy() for key in keys}
+                if not all(np.isfinite(array).all() for array in arrays.values()):
                     raise UserError(f"{encoder}: features are not finite; look at the weights")
-                totals[key] = totals[key].merge(Moments.of(array)) if key in totals else Moments.of(array)
-            first = totals[keys[0]].n - len(batch)
-            features += [row for index, row in enumerate(arrays[0], first) if index in kept]
-            for picture in batch:
-                pixels.update(hashlib.sha256(picture.tobytes()).digest())
-            progress.advance(task, len(batch))
+                state.add(arrays, batch, kept)
+                state.save_if_due()
+                progress.advance(task, len(batch))
+        except (UserError, KeyboardInterrupt):
+            state.save()
+            raise
     statistics = {
         name: value
-        for key, total in totals.items()
-        for name, value in zip(MOMENTS[key.rpartition(":")[2]], (total.mean_D, total.covariance_DD), strict=True)
+        for output_name, total in state.totals.items()
+        for name, value in zip(MOMENTS[output_name], (total.mean_D, total.covariance_DD), strict=True)
     }
-    about = {"weights_digest": runner.weights(keys[0])[0].digest(), "n": source.count, "images": pixels.hexdigest()}
-    return statistics | {"features": np.stack(features)}, about
+    images = hashlib.sha256(state.pictures).hexdigest()
+    about = {"weights_digest": weights, "n": source.count, "images": images}
+    return statistics | {"features": np.stack(state.features)}, about, state
 
 
 def main(arguments: Sequence[str] | None = None) -> int:

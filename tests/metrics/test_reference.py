@@ -64,6 +64,62 @@ def test_a_folder_becomes_moments_features_and_a_digest(
     assert not list(tmp_path.glob(".*tmp*"))
 
 
+def build(folder: Path, out: Path, batch_size: int = 2) -> int:
+    return reference.main(
+        ["build", str(folder), "--encoder", "toy/mean", "-o", str(out), "--batch-size", str(batch_size)]
+    )
+
+
+@pytest.fixture
+def eight(toy: None, tmp_path: Path, noise_picture: PictureMaker) -> Path:
+    """A folder of eight pictures."""
+    folder = tmp_path / "eight"
+    folder.mkdir()
+    for index in range(8):
+        noise_picture(16, 24, index).save(folder / f"{index}.png")
+    return folder
+
+
+def test_a_build_that_was_stopped_continues_to_the_same_bytes(
+    eight: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    whole, out = tmp_path / "whole.npz", tmp_path / "out.npz"
+    assert build(eight, whole) == 0
+    read: list[str] = []
+    plain = reference.read_image
+    monkeypatch.setattr(reference, "read_image", lambda path: (read.append(path.name), plain(path))[1])
+    intact = (eight / "5.png").read_bytes()
+    (eight / "5.png").write_bytes(intact[:40])
+    assert build(eight, out) == 2 and not out.exists()
+    (eight / "5.png").write_bytes(intact)
+    read.clear()
+    assert build(eight, out) == 0
+    assert read == ["4.png", "5.png", "6.png", "7.png"]
+    with open_arrays(whole, "") as one, open_arrays(out, "") as other:
+        assert all(np.array_equal(one[name], other[name]) for name in one.files) and one.files == other.files
+    assert [path.name for path in tmp_path.iterdir() if "state" in path.name] == []
+
+
+@pytest.mark.parametrize("change", ["batch", "picture", "damage"])
+def test_a_state_of_other_pictures_or_batches_is_begun_again(
+    change: str, eight: Path, tmp_path: Path, noise_picture: PictureMaker, capsys: pytest.CaptureFixture[str]
+) -> None:
+    out, fresh = tmp_path / "out.npz", tmp_path / "fresh.npz"
+    intact = (eight / "5.png").read_bytes()
+    (eight / "5.png").write_bytes(b"")
+    assert build(eight, out) == 2
+    (eight / "5.png").write_bytes(intact)
+    if change == "picture":
+        noise_picture(24, 16, 99).save(eight / "0.png")
+    if change == "damage":
+        state = tmp_path / ".out.npz.state.npz"
+        state.write_bytes(state.read_bytes()[:200])
+    size = 3 if change == "batch" else 2
+    assert build(eight, out, size) == build(eight, fresh, size) == 0
+    with open_arrays(out, "") as one, open_arrays(fresh, "") as other:
+        assert all(np.array_equal(one[name], other[name]) for name in one.files)
+
+
 def test_statistics_of_others_are_converted(toy: None, tmp_path: Path) -> None:
     np.savez(tmp_path / "theirs.npz", mu=np.ones(3), sigma=np.eye(3))
     out = tmp_path / "out.npz"
