@@ -38,6 +38,16 @@ def test_known_values() -> None:
     assert mean_pairwise_distance(np.ones((4, 3))) == pytest.approx(0, abs=1e-12)
     assert mean_pairwise_distance(np.eye(3)) == pytest.approx(1)
     assert mean_pairwise_distance(np.array([[1.0], [-2.0]])) == pytest.approx(2)
+    assert mean_pairwise_distance(np.eye(2)[[0, 0, 1, 1]]) == pytest.approx(2 / 3)
+    simplex = np.eye(5) - 1 / 5  # five points around the origin, all equally far apart: the most there can be
+    assert mean_pairwise_distance(simplex) == pytest.approx(5 / 4)
+
+
+def test_prompts_weigh_the_same_however_many_images_they_have() -> None:
+    alike, apart = np.ones((16, 4)), np.eye(4)
+    prompts = [Prompt(text="alike", id="a")] * 16 + [Prompt(text="apart", id="b")] * 4
+    shares = summarise(np.concatenate([alike, apart]), prompts)
+    assert np.mean([shares[:16].mean(), shares[16:].mean()]) == pytest.approx(0.5)
 
 
 def test_one_image_has_no_diversity() -> None:
