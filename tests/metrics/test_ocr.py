@@ -129,17 +129,24 @@ def test_the_rapid_engine_reads_real_text() -> None:
     assert scores[2] < 0.5
 
 
-def test_a_sample_of_the_study_of_printed_targets(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_sample_of_the_study_of_printed_targets(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     pytest.importorskip("rapidocr")
     pytest.importorskip("matplotlib")
     monkeypatch.setattr(
         ocr_study, "CONDITIONS", {"clean": ocr_study.Condition(), "both": ocr_study.CONDITIONS["both"]}
     )
-    texts = ocr_study.targets(5)
-    scores = ocr_study.study(texts)
+    texts, out = ocr_study.targets(5), tmp_path / "study" / "ocr.jsonl"
+    scores = ocr_study.study(texts, out)
     assert {name: len(values) for name, values in scores.items()} == {"clean": 5, "wrong": 5, "both": 5}
     assert np.mean(scores["clean"]) >= ocr_study.BAR
     assert max(scores["wrong"]) < 0.6 < np.mean(scores["both"])
+    written = out.read_text()
+    cut = "".join(written.splitlines(keepends=True)[:4]) + '{"condition": "cl'
+    out.write_text(cut)  # as a kill leaves it
+    assert ocr_study.study(texts, out) == scores
+    assert out.read_text() == written
+    with pytest.raises(UserError, match=r"target 0 is .*pass another --out"):
+        ocr_study.study(texts[::-1], out)
 
 
 def test_a_missing_engine_says_how_to_install_it(monkeypatch: pytest.MonkeyPatch) -> None:

@@ -1,7 +1,9 @@
 """What the metric `ocr_rapid` makes of real text: the targets of its own prompts, printed, turned and made noisy.
 
-    python -m tests.studies.ocr [--targets N] [--out FILE.json]
+    python -m tests.studies.ocr [--targets N] [--out FILE.jsonl]
 
+Every picture's score is a line of the file, so a study that was stopped reads only what is missing; a file that was
+made otherwise is refused.
 Each target is printed in one of five fonts (in turn) and read under each condition. "wrong" judges what was read in
 the clean picture by another picture's target: a metric that reads must score it low. Exits with 1 where the clean
 mean is below .95 or a wrong text does not score lower than the right one in the mean.
@@ -20,9 +22,11 @@ import torch
 from PIL import Image, ImageDraw, ImageFont
 
 from benchmarks.prompts import read_prompts
+from metrics.base import UserError
 from metrics.encoders.ocr_engines import rapid
 from metrics.ocr import Line, ocr_score, target_of
 
+OUT = Path("runs/studies/ocr.jsonl")
 PROMPTS = Path(__file__).resolve().parents[2] / "benchmarks/prompt_sets/ocr.txt"
 FONTS = ("DejaVuSans", "DejaVuSans-Bold", "DejaVuSerif", "DejaVuSansMono", "STIXGeneral")
 BAR = 0.95
@@ -72,25 +76,53 @@ def picture_of(text: str, font: str, condition: Condition, rng: np.random.Genera
     return np.clip(pixels, 0, 255).astype(np.uint8)
 
 
-def read(texts: Sequence[str], condition: Condition) -> list[list[Line]]:
-    """Return the lines that the engine reads in a picture of each text."""
-    rng, engine = np.random.default_rng(0), rapid(torch.device("cpu"))["lines"]
-    fonts = [FONTS[index % len(FONTS)] for index in range(len(texts))]
-    return [
-        engine.forward([picture_of(text, font, condition, rng)])[0] for text, font in zip(texts, fonts, strict=True)
-    ]
+def readings(texts: Sequence[str], out: Path) -> dict[tuple[str, int], list[Line]]:
+    """Return what the engine reads under each condition, by condition and number of the text; lines of `out` are
+    taken as they stand, and what is read is added to them.
+
+    Raises: UserError where the file holds something else."""
+    found = earlier(out, texts)
+    engine = rapid(torch.device("cpu"))["lines"]
+    out.parent.mkdir(parents=True, exist_ok=True)
+    with out.open("a", encoding="utf-8") as file:
+        for number, text in enumerate(texts):
+            for place, (name, condition) in enumerate(CONDITIONS.items()):
+                if (name, number) in found:
+                    continue
+                rng = np.random.default_rng([number, place])  # of its own, so that resuming draws the same pictures
+                picture = picture_of(text, FONTS[number % len(FONTS)], condition, rng)
+                found[name, number] = engine.forward([picture])[0]
+                entry = {"condition": name, "number": number, "text": text, "lines": found[name, number]}
+                file.write(json.dumps(entry) + "\n")
+                file.flush()
+    return found
 
 
-def study(texts: Sequence[str]) -> dict[str, list[float]]:
-    """Return the scores of each condition, and of wrong texts."""
-    scores = {}
-    for name, condition in CONDITIONS.items():
-        lines = read(texts, condition)
-        scores[name] = [ocr_score(line, text) for line, text in zip(lines, texts, strict=True)]
-        if name == "clean":
-            others = [*texts[1:], texts[0]]
-            scores["wrong"] = [ocr_score(line, text) for line, text in zip(lines, others, strict=True)]
-    return scores
+def earlier(out: Path, texts: Sequence[str]) -> dict[tuple[str, int], list[Line]]:
+    """Return what a file holds already; a last line that was cut short is taken away.
+
+    Raises: UserError where it is of other targets."""
+    if not out.is_file():
+        return {}
+    content = out.read_text(encoding="utf-8")
+    whole = content[: content.rfind("\n") + 1]
+    if whole != content:
+        out.write_text(whole, encoding="utf-8")
+    found = {}
+    for entry in map(json.loads, whole.splitlines()):
+        number = entry["number"]
+        if number < len(texts) and texts[number] != entry["text"]:
+            raise UserError(f"{out}: target {number} is {entry['text']!r}, now {texts[number]!r}; pass another --out")
+        found[entry["condition"], number] = [(text, confidence) for text, confidence in entry["lines"]]
+    return found
+
+
+def study(texts: Sequence[str], out: Path) -> dict[str, list[float]]:
+    """Return the scores of each condition, and of wrong texts. Raises UserError as `readings`."""
+    found = readings(texts, out)
+    scores = {name: [ocr_score(found[name, n], text) for n, text in enumerate(texts)] for name in CONDITIONS}
+    others = [*texts[1:], texts[0]]
+    return scores | {"wrong": [ocr_score(found["clean", n], text) for n, text in enumerate(others)]}
 
 
 def table(scores: Mapping[str, Sequence[float]]) -> str:
@@ -106,13 +138,15 @@ def main() -> int:
     """Print the table; return the exit code."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--targets", type=int, default=200)
-    parser.add_argument("--out", type=Path, help="write all scores here as JSON")
+    parser.add_argument("--out", type=Path, default=OUT, help="every reading, a line each")
     arguments = parser.parse_args()
     texts = targets(arguments.targets)
-    scores = study(texts)
+    try:
+        scores = study(texts, arguments.out)
+    except UserError as error:
+        print(error, file=sys.stderr)
+        return 2
     print(f"{len(texts)} targets\n{table(scores)}")
-    if arguments.out:
-        arguments.out.write_text(json.dumps({"targets": texts, "scores": scores}, indent=1) + "\n", encoding="utf-8")
     return 0 if np.mean(scores["clean"]) >= BAR > np.mean(scores["wrong"]) else 1
 
 
