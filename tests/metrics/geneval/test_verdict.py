@@ -130,6 +130,12 @@ def test_overlapping_boxes_are_dropped_only_where_asked() -> None:
     assert len(keep(twice, "", Constants(max_overlap=0.9))["cow"]) == 1
 
 
+def test_overlap_counts_pixels_inclusively_and_the_limit_itself_is_too_much() -> None:
+    corner = {"cow": [Detected((0, 0, 9, 9), 0.9), Detected((5, 5, 9, 9), 0.8)]}  # 5 x 5 of 10 x 10 pixels
+    assert len(keep(corner, "", Constants(max_overlap=0.25))["cow"]) == 1
+    assert len(keep(corner, "", Constants(max_overlap=0.26))["cow"]) == 2
+
+
 @pytest.mark.parametrize(
     ("clause", "message"),
     [
