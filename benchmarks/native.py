@@ -155,8 +155,9 @@ def _changed_scheduler(own: Any, settings: Mapping[str, Any]) -> Any:
     import diffusers
 
     name = settings.get("_class_name", type(own).__name__)
-    found = getattr(diffusers, name, None)
-    if not (inspect.isclass(found) and issubclass(found, diffusers.SchedulerMixin)):
+    found: Any = getattr(diffusers, name, None)
+    known = inspect.isclass(found) and issubclass(found, diffusers.SchedulerMixin)
+    if not known:
         raise UserError(f"scheduler {name!r}: no such scheduler in diffusers {diffusers.__version__}")
     return found.from_config(own.config, **{key: value for key, value in settings.items() if key != "_class_name"})
 
