@@ -41,7 +41,8 @@ def test_the_head_is_one_affine_map_of_the_direction(head: AestheticHead) -> Non
     bias = head.layers(torch.zeros(1, 768, dtype=torch.float64))[0]
     middle = head.layers((one + two)[None])[0] - bias
     assert torch.allclose(middle, head.layers(one[None])[0] + head.layers(two[None])[0] - 2 * bias)
-    assert torch.allclose(head(7 * one[None]), head(one[None]))
+    for length in (7, 1 / 7):
+        assert torch.allclose(head(length * one[None]), head(one[None]))
     assert torch.allclose(head(torch.zeros(1, 768, dtype=torch.float64)), bias)
 
 

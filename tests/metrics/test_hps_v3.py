@@ -8,7 +8,7 @@ import pytest
 import torch
 from PIL import Image
 
-from metrics.base import UserError
+from metrics.base import Batch, Prompt, UserError, make
 from metrics.encoders import qwen2_vl
 from metrics.encoders.qwen2_vl import FACTOR, Patches, QwenTokens, Row, SmartPatches, smart_size
 from metrics.hps_v3 import INSTRUCTION
@@ -44,6 +44,16 @@ def test_every_stage_equals_the_official_one() -> None:
     assert len(set(STAGES["output"][:, 0].tolist())) == 64
     for stage in native.compare(STAGES, ABOUT):
         assert stage.difference <= stage.tolerance, stage
+
+
+def test_the_score_is_the_packages_first_output_and_the_second_is_kept_beside_it() -> None:
+    metric, official = make("hps_v3"), torch.from_numpy(STAGES["output"][:5])
+    output, tokens = metric.features
+    batch = Batch(prompts=[Prompt(text="a")] * 5, seeds=range(5))
+    rows = metric.measure({output: official, tokens: torch.arange(5)[:, None]}, batch)
+    assert torch.equal(rows["score"], official[:, 0])
+    assert torch.equal(rows["log_sigma"], official[:, 1])
+    assert rows["prompt_tokens"].tolist() == list(range(5))
 
 
 def test_the_instruction_is_the_packages_byte_by_byte() -> None:
