@@ -190,6 +190,14 @@ def test_exported_adapter_is_the_trained_one_in_stock_diffusers(pipeline_folder:
     assert described["base_model_name_or_path"] == str(pipeline_folder) and described["r"] == 2
 
 
+def test_an_exported_adapter_has_the_same_bytes_every_time(pipeline_folder: Path, tmp_path: Path) -> None:
+    backbone, files = backbone_of(pipeline_folder), set()
+    for n in range(8):
+        backbone.export(tmp_path / str(n), "lora", "float32")
+        files.add((tmp_path / str(n) / "pytorch_lora_weights.safetensors").read_bytes())
+    assert len(files) == 1
+
+
 def test_half_precision_export_is_half_the_size(pipeline_folder: Path, tmp_path: Path) -> None:
     backbone = backbone_of(pipeline_folder)
     sizes = {}

@@ -63,12 +63,24 @@ def save_lora(
     if hasattr(pipeline_class, "save_lora_weights"):
         of_this = {f"{denoiser}_lora_layers": layers, f"{denoiser}_lora_adapter_metadata": table}
         pipeline_class.save_lora_weights(folder, **of_this)
+        _order_header(folder / "pytorch_lora_weights.safetensors")
     else:
         folder.mkdir(parents=True, exist_ok=True)
         named = {f"base_model.model.{name}": tensor.contiguous() for name, tensor in layers.items()}
         save_file(named, folder / "adapter_model.safetensors", metadata={"format": "pt"})
     shown = table | {"base_model_name_or_path": str(base), "target_modules": sorted(table["target_modules"])}
     (folder / "adapter_config.json").write_text(json.dumps(shown, indent=2, sort_keys=True, default=str) + "\n")
+
+
+def _order_header(path: Path) -> None:
+    """Sort a safetensors file's metadata, which the library writes in a random order: digests would be random too."""
+    data = path.read_bytes()
+    start = 8 + int.from_bytes(data[:8], "little")
+    header = json.loads(data[8:start])
+    header["__metadata__"] = dict(sorted(header["__metadata__"].items()))
+    text = json.dumps(header, separators=(",", ":")).encode()
+    text += b" " * (-len(text) % 8)  # the tensors behind it begin at a multiple of 8 bytes
+    path.write_bytes(len(text).to_bytes(8, "little") + text + data[start:])
 
 
 def _only_pipeline_files(base: Path, denoiser: str) -> Any:
