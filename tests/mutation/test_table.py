@@ -67,6 +67,8 @@ def test_a_test_that_fails_anyway_proves_nothing(tree: Path, tmp_path: Path) -> 
     (copy.folder / file).write_text(TEST.replace("== 3", "== 4"))
     tests = [f"{file}::test_the_sum_of_one_and_zero", f"{file}::test_the_sum_of_one_and_two"]
     assert copy.failing(tests) == tests[1:] and copy.failing([]) == []
+    with pytest.raises(UserError, match="exit code 4"):
+        copy.failing([f"{file}::nowhere"])
 
 
 def test_a_mutation_that_no_test_can_import_is_no_kill(tree: Path, tmp_path: Path) -> None:

@@ -113,8 +113,13 @@ class Copy:
         return failed[0] if failed else f"no end within {LIMIT:.0f} s"
 
     def failing(self, tests: Sequence[str]) -> list[str]:
-        """Return those of these tests that fail without any mutation."""
-        return self._run(sorted(set(tests)), LAYERS.index("tests"))[1] if tests else []
+        """Return those of these tests that fail without any mutation. Raises UserError where they cannot be run."""
+        if not tests:
+            return []
+        code, failed = self._run(sorted(set(tests)), LAYERS.index("tests"))
+        if code not in (0, 1):
+            raise UserError(f"without any mutation pytest ended with exit code {code}")
+        return failed
 
     def _run(self, selection: list[str], layer: int, *options: str) -> tuple[int | None, list[str]]:
         """Return pytest's exit code (None: no end) and the tests that failed; `layer` and above are imported anew."""
@@ -218,7 +223,8 @@ def main(arguments: Arguments) -> int:
         try_out(chosen, known)
     print("| Mutation | File | What it breaks | Noticed by |\n|---|---|---|---|")
     for key, mutation in chosen.items():
-        print(f"| {mutation.name} | `{mutation.file}` | {mutation.breaks} | {known.verdicts[key]} |")
+        breaks = mutation.breaks.replace("|", "\\|")
+        print(f"| {mutation.name} | `{mutation.file}` | {breaks} | {known.verdicts[key]} |")
     survivors = [mutation.name for key, mutation in chosen.items() if known.verdicts[key] == SURVIVED]
     print(f"\n{len(chosen)} mutations, {len(survivors)} survived{': ' if survivors else ''}{', '.join(survivors)}")
     return 1 if survivors else 0

@@ -60,6 +60,17 @@ def test_off_the_reference_the_loss_is_its_formula() -> None:
     assert torch.allclose(dpo_loss(Shift(0.4), Shift(0.3), winner, loser, t, eps, 7.0), expected)
 
 
+def test_both_networks_see_winner_and_loser_at_the_same_level_with_the_same_noise() -> None:
+    winner, loser, t, eps = pairs()
+    seen: list[tuple[Tensor, Level]] = []
+    network = lambda x, level: seen.append((x, level)) or 0 * x  # type: ignore[func-returns-value] # noqa: E731
+    dpo_loss(network, network, winner, loser, t, eps, 1.0)
+    assert len(seen) == 2
+    for x_t, level in seen:
+        assert torch.equal(torch.as_tensor(level), torch.cat([t, t]))
+        assert torch.allclose(x_t, torch.cat([(1 - t) * winner + t * eps, (1 - t) * loser + t * eps]))
+
+
 def test_pairs_are_best_and_worst_of_each_group_and_equal_ones_are_members_1_and_0() -> None:
     winner, loser = choose_pairs(torch.tensor([0.1, 0.9, 0.5, 2.0, 2.0, 2.0, 3.0, 1.0, 2.0]), 3)
     assert winner.tolist() == [1, 4, 6] and loser.tolist() == [0, 3, 7]
