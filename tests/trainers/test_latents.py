@@ -35,6 +35,14 @@ def test_a_pair_is_noise_and_where_the_teachers_ode_leads_it(tmp_path: Path) -> 
     assert len(texts) == len(set(texts.values())) > 5  # a prompt keeps its noise
 
 
+def test_the_teachers_last_step_ends_at_level_0(tmp_path: Path) -> None:
+    backbone = PointBackbone(MEAN, SPREAD)
+    pairs = drawn(samples(tmp_path, backbone, steps=2, schedule="explicit_shift"), Draws(0))  # type: ignore[arg-type]
+    x = pairs.z - 0.5 * backbone.velocity("teacher", pairs.z, 1.0, len(pairs.z))
+    x = x - 0.5 * backbone.velocity("teacher", x, 0.5, len(x))
+    assert torch.allclose(pairs.x0, x, atol=1e-5)
+
+
 def test_a_prompt_that_comes_again_gets_noise_of_its_own(tmp_path: Path) -> None:
     source, draws = samples(tmp_path, PointBackbone(MEAN, SPREAD), count=8, steps=100), Draws(0)
     source.pairs(BATCHES[0], draws, 1)
