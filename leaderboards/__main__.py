@@ -23,6 +23,7 @@ from leaderboards.publish import check_site, publish_site
 from leaderboards.recipe import find_recipe, paper_recipes
 from leaderboards.recipe_table import grid
 from leaderboards.schema import ResultError, json_schema
+from leaderboards.screenshots import VIEWS, WIDTHS, photograph
 from leaderboards.store import find_entry, read_board, read_entry, write_atomically
 from leaderboards.studies import study_json_schema
 from leaderboards.terminal import show_comparison, show_outcomes
@@ -197,17 +198,23 @@ def limits_command() -> None:
 
 
 @app.add("screenshots")
-def screenshots_command(to: Path, site: Path = SITE, theme: Literal["light", "dark"] = "light") -> None:
-    """Photograph every view of a page in a headless Chromium, in three widths (needs the package playwright).
+def screenshots_command(
+    to: Path,
+    site: Path = SITE,
+    theme: Literal["light", "dark"] = "light",
+    views: tuple[str, ...] = VIEWS,
+    widths: tuple[int, ...] = WIDTHS,
+) -> None:
+    """Photograph the views of a page in a headless Chromium (needs the package playwright).
 
     Args:
         to: folder of the pictures, <view>-<width>.png
         site: folder of the page, as `build` makes it
         theme: the colours of the page
+        views: which views
+        widths: of the window, in pixels
     """
-    from leaderboards.screenshots import photograph
-
-    for path in photograph(site, to, theme):
+    for path in photograph(site, to, theme, views, widths):
         print(path)
 
 

@@ -5,7 +5,7 @@ CHROMIUM names the program; else it is looked for on the path. Needs the package
 
 import os
 import shutil
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from pathlib import Path
 from typing import Literal
 
@@ -27,10 +27,18 @@ VIEWS = (
 )
 
 
-def photograph(site: Path, to: Path, theme: Literal["light", "dark"] = "light") -> Iterator[Path]:
+def photograph(
+    site: Path,
+    to: Path,
+    theme: Literal["light", "dark"] = "light",
+    views: Sequence[str] = VIEWS,
+    widths: Sequence[int] = WIDTHS,
+) -> Iterator[Path]:
     """Write <view>-<width>.png of every view into `to`; yield their paths.
 
-    Raises ResultError where there is no page, no browser, or no package playwright."""
+    Raises ResultError where there is no such view, no page, no browser, or no package playwright."""
+    if unknown := sorted(set(views) - set(VIEWS)):
+        raise ResultError(f"no view {unknown[0]!r}; known: {', '.join(VIEWS)}")
     if not (site / "index.html").is_file():
         raise ResultError(f"{site}: no index.html; build the page first")
     try:
@@ -43,9 +51,9 @@ def photograph(site: Path, to: Path, theme: Literal["light", "dark"] = "light") 
     to.mkdir(parents=True, exist_ok=True)
     with sync_playwright() as started:
         browser = started.chromium.launch(executable_path=program, args=["--no-sandbox"])
-        for width in WIDTHS:
+        for width in widths:
             page = browser.new_page(viewport={"width": width, "height": 900}, color_scheme=theme)
-            for view in VIEWS:
+            for view in views:
                 page.goto(f"{(site / 'index.html').resolve().as_uri()}#view={view}")
                 page.wait_for_selector("#body:not([aria-busy])", state="attached")
                 page.wait_for_selector(".plot:not(:has(svg))", state="detached")

@@ -141,3 +141,13 @@ def test_compare_writes_a_page(add: Add, tmp_path: Path) -> None:
     page = tmp_path / "new" / "compare.html"
     assert main(["compare", "a", "b", "--page", str(page), "--results", str(tmp_path / "results")]) == 0
     assert "Prompts that changed most" in page.read_text()
+
+
+def test_an_unknown_view_or_a_missing_page_is_not_photographed(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    command = ["screenshots", "--to", str(tmp_path / "to"), "--site", str(tmp_path)]
+    assert main([*command, "--views", "tables"]) == 2
+    assert "no view 'tables'; known: table, " in capsys.readouterr().err
+    assert main([*command, "--views", "table", "--widths", "390"]) == 2
+    assert "no index.html" in capsys.readouterr().err
