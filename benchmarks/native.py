@@ -159,7 +159,9 @@ def _changed_scheduler(own: Any, settings: Mapping[str, Any]) -> Any:
     known = inspect.isclass(found) and issubclass(found, diffusers.SchedulerMixin)
     if not known:
         raise UserError(f"scheduler {name!r}: no such scheduler in diffusers {diffusers.__version__}")
-    return found.from_config(own.config, **{key: value for key, value in settings.items() if key != "_class_name"})
+    scheduler_class: Any = found
+    changed = {key: value for key, value in settings.items() if key != "_class_name"}
+    return scheduler_class.from_config(own.config, **changed)
 
 
 def _merge_lora(pipe: Any, denoiser: str, lora: Path, scale: float) -> None:
