@@ -18,6 +18,7 @@ from benchmarks.config import config
 from benchmarks.protocol import Protocol as SamplingProtocol
 from benchmarks.samplers import Level
 from metrics.base import Registry
+from trainers.backbones.prompt_store import keep_prompts
 
 Role = Literal["teacher", "student", "fake_score", "reference"]
 
@@ -50,6 +51,8 @@ class BackboneConfig:
     lora: LoraConfig = LoraConfig()
     precision: Literal["float32", "bfloat16"] = "float32"  # of the networks; sampling and losses are float32
     prompt_cache: int = 8192  # embeddings of so many prompts stay in memory
+    prompt_cache_folder: str = ""  # there they stay on disk as well, for other runs too; "" = nowhere
+    offload_text_encoders: bool = False  # on the CPU while no prompt is new
     gradient_checkpointing: bool = False
 
 
@@ -136,5 +139,9 @@ def available() -> dict[str, Loader]:
 
 
 def load(settings: BackboneConfig, device: torch.device) -> Backbone:
-    """Load a model. Raises UserError for an unknown kind or a folder that is not such a model."""
-    return _BACKBONES.find(settings.kind)(settings, device)
+    """Load a model. What it keeps of prompts: `trainers.backbones.prompt_store`.
+
+    Raises UserError for an unknown kind or a folder that is not such a model."""
+    backbone = _BACKBONES.find(settings.kind)(settings, device)
+    keep_prompts(backbone, settings)
+    return backbone
