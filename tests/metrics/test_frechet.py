@@ -6,7 +6,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from metrics.base import UserError
-from metrics.frechet import Moments, frechet_distance, frechet_distance_of_features, moments_of_parts
+from metrics.frechet import Moments, factor, frechet_distance, frechet_distance_of_features, moments_of_parts
 
 
 def gaussian(n: int, d: int, seed: int, offset: float = 0.0) -> np.ndarray:
@@ -48,6 +48,11 @@ def test_a_wide_spectrum_keeps_its_digits() -> None:
     scales = np.logspace(0, -6, 40)
     sample = np.random.default_rng(0).normal(size=(200, 40)) * scales
     assert abs(distance(sample, sample)) < 1e-12
+
+
+def test_an_eigenvalue_that_rounding_made_negative_counts_as_0() -> None:
+    made = factor(np.diag([4.0, -0.01]))
+    assert np.allclose(made @ made.T, np.diag([4.0, 0.0]))
 
 
 def test_shift_rotation_scale_and_swap() -> None:

@@ -37,6 +37,10 @@ def test_blocks_order_and_swap(n: int, m: int, block: int, seed: int) -> None:
     assert precision(generator.permutation(x), generator.permutation(y), block=block) == precision(x, y)
 
 
+def test_the_border_of_a_ball_belongs_to_it() -> None:
+    assert precision(np.array([[2.0], [3.0]]), np.array([[0.0], [1.0]]), k=1) == 0.5
+
+
 def test_a_twin_is_a_neighbour_but_a_point_is_not_its_own() -> None:
     assert squared_radii(np.array([[0.0], [0], [5]]), k=1).tolist() == [0, 0, 25]
 
