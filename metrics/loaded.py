@@ -5,6 +5,7 @@ Axes: B images and their B prompts, C = 3 channels, H x W pixels, N images over 
 """
 
 import hashlib
+import json
 from collections.abc import Iterable, Mapping, Sequence
 
 import numpy as np
@@ -15,6 +16,7 @@ from torch import Tensor
 from metrics.base import Batch, Card, Features, Metric, Prompt, Rows, UserError, make
 from metrics.features import FeatureRunner, Inputs, Models
 from metrics.images import Picture, as_pils
+from metrics.sets import WholePrompts
 from metrics.weights import Weights
 
 Prompts = Sequence[str | Prompt]
@@ -110,17 +112,26 @@ class Scorer:
 class LoadedMetric:
     """One metric as a function of images and prompts. Weights are read at the first call."""
 
-    def __init__(self, identity: str, device: str | torch.device = "cpu", batch_size: int = 32) -> None:
-        """Raises: UserError where the id is unknown, naming the nearest one."""
+    def __init__(
+        self, identity: str, device: str | torch.device = "cpu", batch_size: int = 32, remembered: int = 0
+    ) -> None:
+        """remembered: of how many pictures, the latest, the rows are kept, so that a picture that comes again with
+        the same prompt is not measured again; gradients (`reward`) are never remembered.
+
+        Raises: UserError where the id is unknown, naming the nearest one."""
         self.metric = make(identity)
         self.card = self.metric.card
         self.batch_size = batch_size
         self._runner = FeatureRunner(self.metric.features, device)
+        # What is measured of a whole prompt at once belongs to no picture alone.
+        self._remembered = 0 if isinstance(self.metric, WholePrompts) else remembered
+        self._known: dict[bytes, Rows] = {}
 
     def __call__(self, images: Sequence[Picture] | Tensor | np.ndarray, prompts: Prompts) -> Tensor:
         """Return float32 [N]: what each image contributes to the metric's value, on the CPU.
 
-        For most metrics that is the image's score; for diversity, its share among the images of its prompt.
+        For most metrics that is the image's score; for diversity, its share among the images of its prompt. NaN
+        where a metric found no value for an image and says so, such as a rating that cannot be read.
         images: PIL images, paths, arrays [H, W, 3] or tensors [3, H, W]; uint8, or floats in [0, 1].
         Raises: UserError where images and prompts do not pair up, a picture or weights cannot be read, a score is
         not finite, or the metric is a statistic of a whole set.
@@ -128,15 +139,35 @@ class LoadedMetric:
         paired = _pair(self.card.id, len(images), prompts)
         parts: list[Rows] = []
         for start in range(0, len(paired), self.batch_size):
-            batch = _batch(paired[start : start + self.batch_size])
             pictures = as_pils(images[start : start + self.batch_size], first=start)
-            with torch.no_grad():
-                parts.append(self.metric.measure(self._runner.run(pictures, batch.prompts), batch))
-            check_finite(self.card.id, parts[-1], batch)
+            prompts_here = paired[start : start + self.batch_size]
+            parts += (
+                self._recall(pictures, prompts_here) if self._remembered else [self._rows(pictures, prompts_here)]
+            )
         per_image_N = self.metric.summarise(concatenate(parts), paired).per_image_N
         if per_image_N is None:
             raise UserError(f"{self.card.id}: a statistic of a whole set has no value per image")
         return torch.from_numpy(per_image_N)
+
+    def _rows(self, pictures: Sequence[Image.Image], prompts: Sequence[Prompt]) -> Rows:
+        batch = _batch(prompts)
+        with torch.no_grad():
+            rows = self.metric.measure(self._runner.run(pictures, prompts), batch)
+        check_finite(self.card.id, rows, batch)
+        return rows
+
+    def _recall(self, pictures: Sequence[Image.Image], prompts: Sequence[Prompt]) -> list[Rows]:
+        """Return the rows of each picture, measuring only those that are not remembered."""
+        keys = [_key(picture, prompt) for picture, prompt in zip(pictures, prompts, strict=True)]
+        new = {key: index for index, key in enumerate(keys) if key not in self._known}
+        if new:
+            rows = self._rows([pictures[i] for i in new.values()], [prompts[i] for i in new.values()])
+            for place, key in enumerate(new):
+                self._known[key] = {name: column[place : place + 1] for name, column in rows.items()}
+        found = [self._known[key] for key in keys]
+        for key in list(self._known)[: -self._remembered]:
+            del self._known[key]
+        return found
 
     def reward(self, images_BCHW: Tensor, prompts: Prompts) -> Tensor:
         """Return scores_B, differentiable in images_BCHW (floats in [0, 1]): the same measure, tensor preprocessing.
@@ -181,6 +212,12 @@ def concatenate(parts: Sequence[Rows]) -> Rows:
         else:
             rows[name] = [text for column in columns for text in column if isinstance(text, str)]
     return rows
+
+
+def _key(picture: Image.Image, prompt: Prompt) -> bytes:
+    """Return the sha256 of all that a metric can see: pixels, size, prompt and its metadata."""
+    seen = [picture.size, prompt.text, prompt.id, prompt.category, prompt.metadata]
+    return hashlib.sha256(json.dumps(seen, sort_keys=True, default=str).encode() + picture.tobytes()).digest()
 
 
 def _batch(prompts: Sequence[Prompt]) -> Batch:

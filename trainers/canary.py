@@ -5,6 +5,7 @@ a run may end the stage there (`stop`).
 It draws from generators of its own, so a run with a canary trains exactly like one without.
 """
 
+import sys
 from collections.abc import Mapping, Sequence
 from itertools import accumulate
 from pathlib import Path
@@ -15,7 +16,7 @@ import torch
 from torch import Tensor
 
 from benchmarks.prompts import read_prompts
-from metrics.base import Batch, Prompt
+from metrics.base import Batch, Prompt, UserError
 from metrics.images import as_pils
 from metrics.loaded import Scorer
 from trainers.base import Trainer
@@ -54,9 +55,16 @@ class Canary:
         means, spreads = dict[str, float](), dict[str, float]()
         batch = Batch(prompts=self.prompts, seeds=list(range(total)))
         for identity, rows in self._scorer.score(pictures, batch).items():
-            per_image_N = self._scorer.metrics[identity].summarise(rows, self.prompts).per_image_N
-            if per_image_N is not None:
-                means[identity], spreads[identity] = float(np.nanmean(per_image_N)), float(np.nanstd(per_image_N))
+            try:
+                per_image_N = self._scorer.metrics[identity].summarise(rows, self.prompts).per_image_N
+            except UserError as error:  # pictures of which no metric can say anything must not end a training
+                print(f"canary: no value of {identity}: {error}", file=sys.stderr)
+                continue
+            if per_image_N is None:
+                continue
+            with_value = per_image_N[~np.isnan(per_image_N)]
+            if len(with_value):
+                means[identity], spreads[identity] = float(with_value.mean()), float(with_value.std())
         return means, spreads
 
     def stopped_by(self, curve: Sequence[Mapping[str, Any]]) -> str:

@@ -176,7 +176,7 @@ class Loop:
         if count > 1:
             passes = torch.tensor([self.backbone.passes - before], device=self.accelerator.device)
             self.backbone.passes = before + int(self.accelerator.gather(passes).sum())
-        return logs
+        return logs | self.rewards.take_missing()
 
     def _mean(self, logs: dict[str, float]) -> dict[str, float]:
         """Return the mean over processes of what each has to say; what one has not counts as 0."""

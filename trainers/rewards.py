@@ -3,9 +3,12 @@
     R(x, c) = sum_j weight_j r_j(x, c) / scale_j
 
 Raw values are logged; `scale` only brings metrics of different units onto one (CLIP logit / 100, PickScore / 26).
+An image for which a metric finds no value (a rating that cannot be read) is neither praised nor blamed: it gets the
+mean of its prompt's other images, and the log counts it as `reward_missing/<id>`.
 Axes: B images [B, 3, H, W] in [0, 1].
 """
 
+from collections import Counter
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import replace
 
@@ -14,9 +17,10 @@ from torch import Tensor
 
 import metrics
 from benchmarks.config import config
-from metrics.base import Prompt
+from metrics.base import Prompt, UserError
 
 EPSILON = 1e-4  # added to running standard deviations
+REMEMBERED = 4096  # pictures whose rows a reward without gradient keeps: detectors and readers are slow
 
 
 @config
@@ -40,6 +44,8 @@ class RewardBank:
         """`loaded` holds the metric of every id in `settings`; `load_rewards` loads them."""
         self.settings = tuple(settings)
         self._metrics = {one.id: loaded[one.id] for one in settings}
+        self._missing = Counter[str]()
+        self._scored = Counter[str]()
 
     @property
     def ids(self) -> list[str]:
@@ -85,8 +91,42 @@ class RewardBank:
         metric = self._metrics[name]
         differentiable = metric.card.differentiable
         score = metric.reward(images, prompts) if differentiable else metric(images.detach(), prompts)
+        if not differentiable:
+            self._scored[name] += len(score)
+            self._missing[name] += int(score.isnan().sum())
+            score = without_gaps(name, score, prompts)
         sign = 1 if metric.card.higher_is_better else -1
         return sign * score.float().to(images.device)
+
+    def take_missing(self) -> dict[str, float]:
+        """Return what a log shall hold of images without a value since the last call: their share, by reward."""
+        shares = {
+            f"reward_missing/{name}": self._missing[name] / self._scored[name]
+            for name in self._missing
+            if self._missing[name]
+        }
+        self._missing.clear()
+        self._scored.clear()
+        return shares
+
+
+def without_gaps(name: str, score_B: Tensor, prompts: Sequence[Prompt]) -> Tensor:
+    """Return the scores with NaNs replaced by the mean of the prompt's other images, or of all where it has none.
+
+    In a group's relative rewards that is an advantage of exactly 0. Raises UserError where no image has a value."""
+    gap_B = score_B.isnan()
+    if not gap_B.any():
+        return score_B
+    if gap_B.all():
+        raise UserError(
+            f"reward {name}: none of {len(score_B)} images has a value; look at the images, or leave this reward out"
+        )
+    filled = score_B.clone()
+    texts = [prompt.text for prompt in prompts]
+    for index in gap_B.nonzero()[:, 0].tolist():
+        same_B = torch.tensor([text == texts[index] for text in texts]) & ~gap_B
+        filled[index] = score_B[same_B if same_B.any() else ~gap_B].mean()
+    return filled
 
 
 class RunningStatistics:
@@ -143,4 +183,6 @@ def reward_logs(scores: Mapping[str, Tensor], gather: Callable[[Tensor], Tensor]
 
 def load_rewards(settings: Sequence[RewardConfig], device: torch.device) -> RewardBank:
     """Return the bank of these metrics. Raises UserError where an id is unknown, naming the nearest one."""
-    return RewardBank(settings, {one.id: metrics.load(one.id, str(device)) for one in settings})
+    return RewardBank(
+        settings, {one.id: metrics.load(one.id, str(device), remembered=REMEMBERED) for one in settings}
+    )
