@@ -5,16 +5,19 @@
     decode    from there to the end: pictures
 
 Seconds per image: median over blocks of whole batches, without the first block that a process draws of an image set,
-which loads weights and warms kernels up. The device is waited for at each of the four marks.
+which loads weights and warms kernels up. A batch says little of the wait for one image: that is drawn some times by
+itself. The device is waited for at each of the four marks.
 """
 
 import statistics
 import time
-from collections.abc import Iterable, Mapping
+from collections.abc import Iterable, Mapping, Sequence
 from itertools import pairwise
 from typing import Any
 
 STAGES = ("encode", "denoise", "decode")
+SINGLE = -1  # stands for the block's number in the journal's entry of images drawn one at a time
+SINGLES = 5  # how many of them are timed, after a first one that warms kernels of that size up
 
 
 class StageWatch:
@@ -68,21 +71,28 @@ class StageWatch:
 def measured(entries: Iterable[Mapping[str, Any]], batch: int) -> dict[str, Any]:
     """Return what a journal's entries say of the cost of one image, empty where no whole block was drawn warm.
 
-    batch: images of a whole block."""
-    warm = [entry for entry in entries if entry.get("warm") and entry.get("images") == batch]
-    if not warm:
-        return {}
+    batch: images of a whole block. What stands under "single" is of images drawn one at a time."""
+    found = list(entries)
+    warm = [entry for entry in found if entry.get("warm") and entry.get("images") == batch]
+    singles = [one for entry in found if entry.get("block") == SINGLE for one in entry["singles"]]
+    cost = (
+        {"device": warm[-1]["device"], "batch": batch, "warm_batches": len(warm), **_median(warm, batch)}
+        if warm
+        else {}
+    )
+    return cost | ({"single": {"images": len(singles), **_median(singles, 1)}} if singles else {})
+
+
+def _median(drawn: Sequence[Mapping[str, Any]], batch: int) -> dict[str, Any]:
+    """Return the median seconds per image, whole and by stage, and the largest memory, of batches of one size."""
     stages = {
-        stage: round(statistics.median(entry["stages"][stage] for entry in warm) / batch, 6)
+        stage: round(statistics.median(one["stages"][stage] for one in drawn) / batch, 6)
         for stage in STAGES
-        if all(stage in entry["stages"] for entry in warm)
+        if all(stage in one["stages"] for one in drawn)
     }
-    peaks = [entry["peak_memory_mib"] for entry in warm if entry.get("peak_memory_mib") is not None]
+    peaks = [one["peak_memory_mib"] for one in drawn if one.get("peak_memory_mib") is not None]
     return {
-        "device": warm[-1]["device"],
-        "batch": batch,
-        "warm_batches": len(warm),
-        "seconds_per_image": round(statistics.median(entry["seconds"] for entry in warm) / batch, 6),
+        "seconds_per_image": round(statistics.median(one["seconds"] for one in drawn) / batch, 6),
         "stage_seconds_per_image": stages,
         **({"peak_device_memory_mib": max(peaks)} if peaks else {}),
     }

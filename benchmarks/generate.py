@@ -15,6 +15,7 @@ from typing import TYPE_CHECKING, Any
 from filelock import FileLock
 
 from benchmarks.config import UserError
+from benchmarks.cost import SINGLE, SINGLES
 from benchmarks.functions import FunctionModel
 from benchmarks.models import Drawn, Model, Pipeline, noise_generator
 from benchmarks.pictures import PictureFolder
@@ -68,11 +69,10 @@ def _draw_blocks(
     def keep(held: ExitStack, block: int, drawn: Drawn, seconds: float, warm: bool) -> None:
         with held:
             contents = list(encoders.map(as_png, drawn.images))
-            stages = {stage: round(of_stage, 6) for stage, of_stage in drawn.stages.items()}
-            facts = {"images": len(contents), "warm": warm, "device": _device_name(model.device), "stages": stages}
-            facts["peak_memory_mib"] = drawn.peak_memory_mib
-            run.keep_pictures(image_set, block, contents, nfe=drawn.nfe, seconds=round(seconds, 4), **facts)
+            facts = {"images": len(contents), "warm": warm, "device": _device_name(model.device)}
+            run.keep_pictures(image_set, block, contents, nfe=drawn.nfe, **facts, **_taken(drawn, seconds))
 
+    number = -1
     with ThreadPoolExecutor(WRITERS) as encoders, ThreadPoolExecutor(max_workers=1) as writer:
         writing: Future[None] | None = None
         for number, (block, lock) in enumerate(claims):
@@ -87,6 +87,24 @@ def _draw_blocks(
             advance(len(drawn.images))
         if writing:
             writing.result()
+    if number > 0 and run.block_size > 1:  # neither a run that had all its pictures, nor one of a single block
+        _time_singles(run, image_set, model)
+
+
+def _time_singles(run: Run, image_set: ImageSet, model: Pipeline | FunctionModel) -> None:
+    """Note in the journal what images cost that are drawn one at a time; the pictures are not kept."""
+    singles = []
+    for _ in range(1 + SINGLES):
+        start = time.perf_counter()
+        drawn = draw(model, image_set, image_set.items[:1])
+        singles.append(_taken(drawn, time.perf_counter() - start))
+    run.journal.append(set=image_set.name, block=SINGLE, singles=singles[1:])
+
+
+def _taken(drawn: Drawn, seconds: float) -> dict[str, Any]:
+    """Return what a batch took, as the journal holds it."""
+    stages = {stage: round(of_stage, 6) for stage, of_stage in drawn.stages.items()}
+    return {"seconds": round(seconds, 4), "stages": stages, "peak_memory_mib": drawn.peak_memory_mib}
 
 
 def _device_name(device: str) -> str:

@@ -7,7 +7,7 @@ from typing import Any
 import pytest
 import torch
 
-from benchmarks.cost import StageWatch, measured
+from benchmarks.cost import SINGLE, StageWatch, measured
 
 
 class Sleeper(torch.nn.Module):
@@ -46,6 +46,18 @@ def test_seconds_are_the_median_of_warm_whole_batches_per_image() -> None:
     assert cost["seconds_per_image"] == 2.0
     assert cost["stage_seconds_per_image"] == {"encode": 0.5, "denoise": 1.0, "decode": 0.5}
     assert (cost["batch"], cost["warm_batches"], cost["peak_device_memory_mib"]) == (4, 3, 7)
+
+
+def test_images_drawn_one_at_a_time_have_figures_of_their_own() -> None:
+    singles = {"block": SINGLE, "singles": [entry(3.0), entry(1.0), entry(2.0, peak_memory_mib=5)]}
+    cost = measured([entry(4.0), singles], batch=4)
+    assert cost["seconds_per_image"] == 1.0 and cost["warm_batches"] == 1
+    assert cost["single"] == {
+        "images": 3,
+        "seconds_per_image": 2.0,
+        "stage_seconds_per_image": {"encode": 0.5, "denoise": 1.0, "decode": 0.5},
+        "peak_device_memory_mib": 5,
+    }
 
 
 @pytest.mark.parametrize(

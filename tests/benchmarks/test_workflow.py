@@ -11,6 +11,7 @@ import numpy as np
 import pytest
 from filelock import FileLock
 
+from benchmarks.cost import SINGLE, SINGLES
 from benchmarks.overlap import write_fingerprints
 from benchmarks.plan import Overrides
 from benchmarks.screen import show_result
@@ -57,7 +58,8 @@ def frozen(run: Path) -> dict[str, bytes]:
 
 def blocks_drawn(run: Path) -> list[int]:
     """Return the blocks in the order in which they were drawn, again and again where that happened."""
-    return [json.loads(line)["block"] for line in (run / JOURNAL).read_text().splitlines()]
+    blocks = [json.loads(line)["block"] for line in (run / JOURNAL).read_text().splitlines()]
+    return [block for block in blocks if block != SINGLE]
 
 
 def rewrite(suite: Path, old: str, new: str) -> str:
@@ -271,6 +273,16 @@ def test_a_result_states_components_and_the_warm_cost_of_an_image(
     (cost,) = result.volatile["cost"].values()  # type: ignore[union-attr]
     assert list(cost["stage_seconds_per_image"]) == ["encode", "denoise", "decode"]
     assert cost["seconds_per_image"] > 0 and cost["warm_batches"] >= 1
+    single = cost["single"]
+    assert single["images"] == SINGLES and single["seconds_per_image"] > 0
+    assert list(single["stage_seconds_per_image"]) == ["encode", "denoise", "decode"]
+
+
+def test_a_run_that_has_its_pictures_times_none(pristine_pipeline: Path, suite: Path, settings: Make) -> None:
+    for _ in range(2):
+        evaluate(pristine_pipeline, str(suite), settings())
+    lines = [json.loads(line) for line in (settings().out / JOURNAL).read_text().splitlines()]
+    assert [line["block"] for line in lines].count(SINGLE) == 1
 
 
 def test_images_without_a_value_are_excluded_and_counted(
