@@ -1,6 +1,9 @@
 """Record what torch-fidelity, clean-fid and lpips make of seeded weights: tox -e parity-distribution
 
---images N   pictures that go through Inception (default 16; the tests compare what is recorded)
+--images N   pictures that go through Inception and from there through every distance (default 256)
+--only NAME  some of inception, distances, lpips, whole
+
+`whole` is what `python -m tests.parity.distribution.native` compares with; the tests need the others.
 """
 
 import argparse
@@ -22,8 +25,13 @@ def as_state(weights: dict[str, np.ndarray]) -> dict[str, torch.Tensor]:
     return {name: torch.from_numpy(np.asarray(value)) for name, value in weights.items()}
 
 
-def inception(images: int) -> dict[str, np.ndarray]:
+def inception(images: int = 2 * sizes.SHOWN) -> dict[str, np.ndarray]:
     """Return pool, logits, spatial of pictures on TensorFlow's road, and resized pixels of both roads."""
+    return shown(run(images))
+
+
+def run(images: int) -> dict[str, np.ndarray]:
+    """Return whole features of pictures, and some of the resized pixels."""
     from cleanfid.resize import make_resizer
     from torch_fidelity.feature_extractor_inceptionv3 import FeatureExtractorInceptionV3
     from torch_fidelity.interpolate_compat_tensorflow import interpolate_bilinear_2d_like_tensorflow1x
@@ -49,12 +57,28 @@ def inception(images: int) -> dict[str, np.ndarray]:
             resized = interpolate_bilinear_2d_like_tensorflow1x(pixels.float(), size=(299, 299), align_corners=False)
             found["tf1"].append(resized[0, :, ::23, ::23].numpy())
             found["clean"].append(np.asarray(clean(np.asarray(sizes.picture(index))))[::23, ::23].transpose(2, 0, 1))
-    recorded = {name: np.stack(values) for name, values in found.items()}
-    recorded["pool_some"] = recorded["pool"][:, ::64].copy()
-    for name in ("pool", "logits", "spatial"):
-        recorded[name] = recorded[name][: sizes.SHOWN]
-    recorded["checksum"] = np.asarray(common.checksum(weights))
-    return recorded
+    return {name: np.stack(values) for name, values in found.items()} | {
+        "checksum": np.asarray(common.checksum(weights))
+    }
+
+
+def shown(found: dict[str, np.ndarray]) -> dict[str, np.ndarray]:
+    """Return what a test of a few seconds compares with."""
+    first = {name: found[name][: sizes.SHOWN] for name in sizes.FEATURES}
+    return found | first | {"pool_some": found["pool"][:, ::64].copy()}
+
+
+def whole(images: int) -> dict[str, np.ndarray]:
+    """Return some numbers of every feature of all pictures, torch-fidelity's distances between their halves, and its
+    Fréchet distance of 4,096 x 2,048 features."""
+    found = run(images)
+    some = {f"{name}_some": found[name][:, :: sizes.EVERY].copy() for name in sizes.FEATURES}
+    pool, logits = torch.from_numpy(found["pool"]), torch.from_numpy(found["logits"])
+    numbers = fidelity(pool[::2], pool[1::2], logits, subset=images // 4)
+    spatial = [torch.from_numpy(found["spatial"][start::2].copy()) for start in (0, 1)]
+    numbers["sfid"] = fid(*spatial)
+    numbers["fid_large"] = fid(*(torch.from_numpy(features) for features in sizes.large_sets()))
+    return some | {name: np.asarray(value) for name, value in numbers.items()} | {"checksum": found["checksum"]}
 
 
 def _build(network: torch.nn.Module) -> dict[str, torch.Tensor]:
@@ -69,24 +93,29 @@ def _build(network: torch.nn.Module) -> dict[str, torch.Tensor]:
     return dict(network.state_dict())
 
 
-def distances() -> dict[str, float]:
+def distances() -> dict[str, np.ndarray]:
     """Return the numbers of torch-fidelity and clean-fid on equal features."""
     from cleanfid.fid import frechet_distance
-    from torch_fidelity.metric_fid import fid_features_to_statistics, fid_statistics_to_metric
+    from torch_fidelity.metric_fid import fid_features_to_statistics
+
+    first, second = (torch.from_numpy(features) for features in sizes.feature_sets())
+    statistics = [fid_features_to_statistics(features) for features in (first, second)]
+    clean = frechet_distance(*(part for one in statistics for part in (one["mu"], one["sigma"])))
+    numbers = fidelity(first, second, 4 * first, subset=100) | {"fid_clean": clean}
+    return {name: np.asarray(value) for name, value in numbers.items()}
+
+
+def fidelity(first: torch.Tensor, second: torch.Tensor, logits: torch.Tensor, subset: int) -> dict[str, float]:
+    """Return torch-fidelity's distances of two sets of features, and its Inception Score of logits."""
     from torch_fidelity.metric_isc import isc_features_to_metric
     from torch_fidelity.metric_kid import kid_features_to_metric
     from torch_fidelity.metric_prc import prc_features_to_metric
 
-    first, second = (torch.from_numpy(features) for features in sizes.feature_sets())
-    statistics = [fid_features_to_statistics(features) for features in (first, second)]
-    fid = fid_statistics_to_metric(*statistics, verbose=False)["frechet_inception_distance"]
-    clean = frechet_distance(*(part for one in statistics for part in (one["mu"], one["sigma"])))
-    kid = kid_features_to_metric(first, second, kid_subsets=20, kid_subset_size=100, verbose=False)
+    kid = kid_features_to_metric(first, second, kid_subsets=20, kid_subset_size=subset, verbose=False)
     prc = prc_features_to_metric(first, second, verbose=False)
-    isc = isc_features_to_metric(4 * first, splits=10, shuffle=True, rng_seed=2020)
+    isc = isc_features_to_metric(logits, splits=10, shuffle=True, rng_seed=2020)
     return {
-        "fid": fid,
-        "fid_clean": clean,
+        "fid": fid(first, second),
         "kid_mean": kid["kernel_inception_distance_mean"],
         "kid_std": kid["kernel_inception_distance_std"],
         "precision": prc["precision"],
@@ -94,6 +123,14 @@ def distances() -> dict[str, float]:
         "isc_mean": isc["inception_score_mean"],
         "isc_std": isc["inception_score_std"],
     }
+
+
+def fid(first: torch.Tensor, second: torch.Tensor) -> float:
+    """Return torch-fidelity's Fréchet distance of two sets of features."""
+    from torch_fidelity.metric_fid import fid_features_to_statistics, fid_statistics_to_metric
+
+    statistics = [fid_features_to_statistics(features) for features in (first, second)]
+    return float(fid_statistics_to_metric(*statistics, verbose=False)["frechet_inception_distance"])
 
 
 def perceptual(net: str) -> dict[str, np.ndarray]:
@@ -114,17 +151,25 @@ def perceptual(net: str) -> dict[str, np.ndarray]:
     return {f"{net}_pairs": np.asarray(pairs), f"{net}_checksum": np.asarray(common.checksum(weights)), **heads}
 
 
+def lpips() -> dict[str, np.ndarray]:
+    """Return what the package makes of both networks."""
+    return perceptual("alex") | perceptual("vgg")
+
+
 def main() -> None:
-    parser = argparse.ArgumentParser(description=__doc__)
-    parser.add_argument("--images", type=int, default=16)
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--images", type=int, default=256)
     parser.add_argument("--out", type=Path, default=GOLDEN)
-    images, out = (arguments := parser.parse_args()).images, arguments.out
+    parser.add_argument("--only", nargs="+", choices=("inception", "distances", "lpips", "whole"))
+    arguments = parser.parse_args()
     packages = ("torch-fidelity", "clean-fid", "lpips", "torch", "torchvision", "scipy", "numpy", "pillow")
-    about = {"images": images, **{name: version(name) for name in packages}, "pillow_core": Image.__version__}
+    about = {name: version(name) for name in packages} | {"pillow_core": Image.__version__}
     torch.set_grad_enabled(True)
-    common.save(out / "inception.npz", inception(images), about)
-    common.save(out / "distances.npz", {k: np.asarray(v) for k, v in distances().items()}, about)
-    common.save(out / "lpips.npz", perceptual("alex") | perceptual("vgg"), about)
+    for make in (inception, distances, lpips):
+        if not arguments.only or make.__name__ in arguments.only:
+            common.save(arguments.out / f"{make.__name__}.npz", make(), about)
+    if not arguments.only or "whole" in arguments.only:
+        common.save(arguments.out / "whole.npz", whole(arguments.images), about | {"images": arguments.images})
 
 
 if __name__ == "__main__":

@@ -13,6 +13,8 @@ from PIL import Image
 SIZES = ((64, 64), (299, 299), (96, 48), (33, 257), (256, 256), (400, 300))  # H, W
 SHOWN = 8  # pictures whose whole features are recorded
 SEEDS = 6  # pictures of the LPIPS run, of one size
+FEATURES = ("pool", "logits", "spatial")
+EVERY = 64  # of the numbers of a feature, how many there are for each that the whole run records
 
 
 def picture(index: int) -> Image.Image:
@@ -51,3 +53,11 @@ def feature_sets() -> tuple[np.ndarray, np.ndarray]:
     mix = generator.standard_normal((2, 32, 32)) / 6
     first, second = generator.standard_normal((200, 32)), generator.standard_normal((220, 32))
     return (np.abs(first @ mix[0]).astype(np.float32), np.abs(second @ mix[1] + 0.1).astype(np.float32))
+
+
+def large_sets() -> tuple[np.ndarray, np.ndarray]:
+    """Return two sets of features, [4096, 2048], float32: of the size of a real one, their spectra wide."""
+    generator = np.random.default_rng(11)
+    scales = np.logspace(0, -2, 2048, dtype=np.float32)
+    first, second = (generator.standard_normal((4096, 2048), dtype=np.float32) * scales for _ in range(2))
+    return first, np.roll(second, 3, axis=1) + np.float32(0.01)
