@@ -7,6 +7,7 @@ Axes: P pairs, L tokens, V vocabulary.
 """
 
 from collections.abc import Mapping, Sequence
+from concurrent.futures import ThreadPoolExecutor
 from functools import cached_property
 from pathlib import Path
 from typing import Any
@@ -36,13 +37,18 @@ class VisionLanguageModel:
 
         Raises: UserError where the folder is incomplete or damaged, or its weights are not those of its config."""
         answers: list[Answer] = []
-        for start in range(0, len(images), self.batch_size):
-            some = slice(start, start + self.batch_size)
-            probabilities_PV = self._first_token(images[some], questions[some])
-            answers += [
-                self._read(probabilities_V, wanted)
-                for probabilities_V, wanted in zip(probabilities_PV, candidates[some], strict=True)
-            ]
+        batches = [slice(start, start + self.batch_size) for start in range(0, len(images), self.batch_size)]
+        with ThreadPoolExecutor(1) as ahead:  # cuts the next pictures to patches while the model reads these
+            prepared = [ahead.submit(self._inputs, images[some], questions[some]) for some in batches[:1]]
+            for some, following in zip(batches, [*batches[1:], None], strict=True):
+                inputs = prepared.pop().result()
+                if following:
+                    prepared.append(ahead.submit(self._inputs, images[following], questions[following]))
+                probabilities_PV = self._first_token(inputs)
+                answers += [
+                    self._read(probabilities_V, wanted)
+                    for probabilities_V, wanted in zip(probabilities_PV, candidates[some], strict=True)
+                ]
         return answers
 
     @torch.no_grad()
@@ -56,9 +62,9 @@ class VisionLanguageModel:
         return self._processor.tokenizer.decode(ids_1L[0, inputs["input_ids"].shape[1] :], skip_special_tokens=True)
 
     @torch.no_grad()
-    def _first_token(self, images: Sequence[np.ndarray], questions: Sequence[str]) -> torch.Tensor:
+    def _first_token(self, inputs: Mapping[str, Any]) -> torch.Tensor:
         """Return the probabilities [P, V] of the first answer token, float32, on the CPU."""
-        logits_PV = self._model(**self._inputs(images, questions), logits_to_keep=1).logits[:, -1]
+        logits_PV = self._model(**inputs, logits_to_keep=1).logits[:, -1]
         return logits_PV.float().softmax(dim=-1).cpu()
 
     def _inputs(self, images: Sequence[np.ndarray], questions: Sequence[str], **template: Any) -> Any:

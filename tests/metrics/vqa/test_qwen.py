@@ -18,8 +18,9 @@ SPECIAL = ("<|endoftext|>", "<|im_start|>", "<|im_end|>", "<|vision_start|>", "<
            "<|video_pad|>")  # fmt: skip
 CHAT = (
     "{% for m in messages %}<|im_start|>{{ m['role'] }}\n{% for c in m['content'] %}{% if c['type'] == 'image' %}"
-    "<|vision_start|><|image_pad|><|vision_end|>{% else %}{{ c['text'] }}{% endif %}{% endfor %}<|im_end|>\n"
-    "{% endfor %}{% if add_generation_prompt %}<|im_start|>assistant\n{% endif %}"
+    "{% if add_vision_id %}Picture {{ loop.index }}: {% endif %}<|vision_start|><|image_pad|><|vision_end|>"
+    "{% else %}{{ c['text'] }}{% endif %}{% endfor %}<|im_end|>\n{% endfor %}"
+    "{% if add_generation_prompt %}<|im_start|>assistant\n{% endif %}"
 )
 PAIRS = [(48, 64, "Is it red?"), (96, 64, "How many cats are there? Answer in one word."), (64, 64, "Cat?")]
 MEND = "python -m bring.them"
@@ -124,6 +125,40 @@ def test_probabilities_are_those_of_a_forward_by_hand(folder: Path) -> None:
         assert answer.masses == pytest.approx([float(wanted[i]) for i in ids], abs=1e-5)
         assert answer.text == words.decode([int(wanted.argmax())])
     assert masses(told).max() > 1e-4
+
+
+def test_what_is_said_is_the_greedy_answer_to_a_numbered_picture_and_the_question(
+    folder: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """By hand, token by token: the text put together here, the likeliest token added, the whole read again."""
+    from transformers import AutoModelForImageTextToText, AutoProcessor
+
+    from metrics.vq_r1 import QUESTION
+
+    processor, model = (
+        AutoProcessor.from_pretrained(folder),
+        AutoModelForImageTextToText.from_pretrained(folder).eval(),
+    )
+    picture = pictures()[0]
+    text = (
+        "<|im_start|>user\nPicture 1: <|vision_start|><|image_pad|><|vision_end|>" + QUESTION + "<|im_end|>\n"
+        "<|im_start|>assistant\n"
+    )
+    inputs = dict(processor(images=[Image.fromarray(picture)], text=[text], return_tensors="pt"))
+    ids_1L = inputs["input_ids"]
+    for _ in range(4):
+        with torch.no_grad():
+            token = model(**inputs).logits[0, -1].argmax().view(1, 1)
+        for name, value in (("input_ids", token), ("attention_mask", torch.ones_like(token))):
+            inputs[name] = torch.cat([inputs[name], value], dim=1)
+        if "mm_token_type_ids" in inputs:
+            inputs["mm_token_type_ids"] = torch.cat([inputs["mm_token_type_ids"], torch.zeros_like(token)], dim=1)
+    wanted = processor.tokenizer.decode(inputs["input_ids"][0, ids_1L.shape[1] :], skip_special_tokens=True)
+    made, read = answerer(folder), []
+    generate = made._model.generate
+    monkeypatch.setattr(made._model, "generate", lambda **asked: read.append(asked["input_ids"]) or generate(**asked))
+    assert made.say(picture, QUESTION, 4) == wanted
+    assert torch.equal(read[0], ids_1L)
 
 
 def test_a_batch_answers_as_its_pairs_do_one_by_one(folder: Path) -> None:
