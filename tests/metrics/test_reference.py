@@ -100,6 +100,21 @@ def test_a_build_that_was_stopped_continues_to_the_same_bytes(
     assert [path.name for path in tmp_path.iterdir() if "state" in path.name] == []
 
 
+def test_features_that_are_kept_are_spread_over_the_set_also_after_a_stop(
+    eight: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    whole, out = tmp_path / "whole.npz", tmp_path / "out.npz"
+    assert build(eight, whole) == 0
+    monkeypatch.setattr(reference, "KEPT", 3)
+    intact = (eight / "6.png").read_bytes()
+    (eight / "6.png").write_bytes(b"")
+    assert build(eight, out) == 2
+    (eight / "6.png").write_bytes(intact)
+    assert build(eight, out) == 0
+    with open_arrays(whole, "") as one, open_arrays(out, "") as other:
+        assert np.array_equal(other["features"], one["features"][[0, 4, 7]])
+
+
 @pytest.mark.parametrize("change", ["batch", "picture", "damage"])
 def test_a_state_of_other_pictures_or_batches_is_begun_again(
     change: str, eight: Path, tmp_path: Path, noise_picture: PictureMaker, capsys: pytest.CaptureFixture[str]
