@@ -10,7 +10,7 @@ Always: every picture is the one that was drawn, every value follows from the ev
 
 import hashlib
 import sys
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
@@ -94,9 +94,10 @@ def _as_image_set(path: Path, name: str, settings: Any, where: str) -> ImageSet:
     protocol, images = settings.get("protocol"), settings.get("images_per_prompt")
     if not isinstance(images, int):
         raise UserError(f"{where}.images_per_prompt: expected a whole number, not {images!r}")
+    prompts = read_prompts(path / name / "prompts.jsonl")
     return ImageSet(
         name=name,
-        prompts=read_prompts(path / name / "prompts.jsonl"),
+        prompts=replace(prompts, name=str(settings.get("prompt_set", prompts.name))),  # the file's is of the copy
         images_per_prompt=images,
         protocol=build(Protocol, protocol, f"{where}.protocol") if protocol is not None else None,
     )

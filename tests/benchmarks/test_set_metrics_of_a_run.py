@@ -2,7 +2,7 @@
 
 import io
 import tempfile
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from pathlib import Path
 from typing import Any, ClassVar
 
@@ -133,12 +133,12 @@ def test_blocks_their_order_and_stops_leave_every_value_alone(block_size: int, o
         run, image_set = opened(Path(folder), block_size)
         plain = Run.claim
 
-        def shuffled(self: Run, stage: str, count: int, done: Any) -> Iterator[Any]:
+        def shuffled(self: Run, stage: str, blocks: Sequence[int], done: Any) -> Iterator[Any]:
             """Blocks in any order, as several processes take them."""
-            pending = [block for block in range(count) if not done(block)]
+            pending = [block for block in blocks if not done(block)]
             order.shuffle(pending)
             for block in pending:
-                yield from plain(self, stage, count, lambda other, block=block: other != block or done(other))
+                yield from plain(self, stage, blocks, lambda other, block=block: other != block or done(other))
 
         patch.setattr(Run, "claim", shuffled)
         for stop in stops:

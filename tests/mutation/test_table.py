@@ -1,5 +1,6 @@
 """The table of mutations fits the sources, and the runner tells a killed mutation from a survivor."""
 
+import sys
 from collections import Counter
 from dataclasses import replace
 from pathlib import Path
@@ -43,8 +44,10 @@ def test_the_sum_of_one_and_two() -> None:
 
 
 @pytest.fixture
-def tree(tmp_path: Path) -> Path:
-    """A tree with one function and its test."""
+def tree(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
+    """A tree with one function and its test; this project's own package of that name is not imported meanwhile."""
+    for name in [name for name in sys.modules if name.partition(".")[0] == "trainers"]:
+        monkeypatch.delitem(sys.modules, name)
     for folder in ("trainers", "tests/trainers"):
         (tmp_path / "tree" / folder).mkdir(parents=True)
     (tmp_path / "tree" / "trainers" / "sum.py").write_text("def add(a, b):\n    return a + b\n")
