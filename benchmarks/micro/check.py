@@ -18,6 +18,7 @@ from benchmarks.micro.renders import render_all
 from metrics.micro.prompts import TAGS, combinations, prompt_sets
 
 FRESH_SEED = 20_262
+Verdicts = tuple[np.ndarray, np.ndarray, np.ndarray, np.ndarray]  # of pictures: tag, unseen, correct, cosine
 UNSEEN_TAGS = ("two_object", "position", "color_attr")  # with combinations that no training saw
 SETTINGS = {
     "28 steps, guidance": (28, PROTOCOL.guidance_scale),
@@ -84,8 +85,8 @@ def teacher_table(drawn: Mapping[str, tuple[np.ndarray, np.ndarray]], records: S
 def auc_table(drawn: Mapping[str, tuple[np.ndarray, np.ndarray]], records: Sequence[Mapping[str, Any]]) -> str:
     """Return the Markdown table of how well each image-text model tells right from wrong pictures, per category.
 
-    Where a category has combinations that no training saw, only these count. The pictures of the teacher's three
-    settings are taken together and apart."""
+    No model was trained on these prompts. Where a category has combinations of things that no training saw either,
+    a row apart counts only these. The pictures of the teacher's three settings are taken together and apart."""
     from metrics.base import Prompt
     from metrics.features import FeatureRunner
     from metrics.images import as_pils
@@ -93,23 +94,22 @@ def auc_table(drawn: Mapping[str, tuple[np.ndarray, np.ndarray]], records: Seque
 
     models = ("micro/clip", "micro/clip_heldout")
     runner = FeatureRunner([f"{model}:{side}" for model in models for side in ("image", "text")])
-    kept = np.array([record["split"] == "unseen" or record["tag"] not in UNSEEN_TAGS for record in records])
-    rows: dict[str, list[tuple[np.ndarray, np.ndarray, np.ndarray]]] = {model: [] for model in models}
+    unseen = np.array([record["split"] == "unseen" or record["tag"] not in UNSEEN_TAGS for record in records])
+    tags = np.array([record["tag"] for record in records])
+    columns: dict[str, list[Verdicts]] = {model: [] for model in models}
     for pictures, correct in drawn.values():
-        repeated = list(records) * (len(pictures) // len(records))
-        chosen = np.flatnonzero(np.tile(kept, len(pictures) // len(records)))
-        prompts = [Prompt(text=repeated[index]["prompt"]) for index in chosen]
-        features = runner.run(as_pils(pictures[chosen]), prompts)
-        tags = np.array([repeated[index]["tag"] for index in chosen])
+        turns = len(pictures) // len(records)
+        features = runner.run(as_pils(pictures), [Prompt(text=record["prompt"]) for record in records] * turns)
         for model in models:
             cosine = torch.cosine_similarity(features[f"{model}:image"], features[f"{model}:text"]).numpy()
-            rows[model].append((tags, correct[chosen], cosine))
+            columns[model].append((np.tile(tags, turns), np.tile(unseen, turns), correct, cosine))
     lines = [f"| model, pictures | {' | '.join(TAGS)} |", "| --- |" + " --- |" * len(TAGS)]
     for model in models:
-        tags, correct, cosine = (np.concatenate(column) for column in zip(*rows[model], strict=True))
-        parts = {"all": (tags, correct, cosine)} | dict(zip(drawn, rows[model], strict=True))
-        for name, (tags, correct, cosine) in parts.items():
-            values = [auc(cosine[(tags == tag) & correct], cosine[(tags == tag) & ~correct]) for tag in TAGS]
+        tag, new, correct, cosine = (np.concatenate(column) for column in zip(*columns[model], strict=True))
+        only = tuple(part[new] for part in (tag, new, correct, cosine))
+        parts = {"all": (tag, new, correct, cosine), "all, unseen combinations only": only}
+        for name, (tag, _, correct, cosine) in (parts | dict(zip(drawn, columns[model], strict=True))).items():
+            values = [auc(cosine[(tag == t) & correct], cosine[(tag == t) & ~correct]) for t in TAGS]
             cells = " | ".join("-" if value is None else f"{value:.3f}" for value in values)
             lines.append(f"| {model.removeprefix('micro/')}, {name} | {cells} |")
     return "\n".join(lines)

@@ -36,6 +36,7 @@ from metrics.micro.prompts import Combination, seen_combinations, training_promp
 
 Name = Literal["clip", "clip_heldout"]
 EMBEDDING = 160
+COUNTING_TWICE = ("clip_heldout",)  # its ResNet, which pools by averages, finds counts the hardest
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -132,7 +133,7 @@ class OpenClipTowers(nn.Module):
             "embed_dim": EMBEDDING,
             "vision_cfg": {
                 "image_size": 64,
-                "layers": [2, 2, 2, 1],
+                "layers": [3, 4, 4, 1],
                 "width": 8,
                 "head_width": 64,
                 "patch_size": None,
@@ -146,11 +147,11 @@ class OpenClipTowers(nn.Module):
                 "layers": 2,
             },
         }
-        self.model = CLIP(**self.config)
+        self.model = CLIP(**self.config).to(memory_format=torch.channels_last)  # faster convolutions
         nn.init.normal_(self.model.token_embedding.weight, std=0.3)
 
     def images(self, pixels_BCHW: Tensor) -> Tensor:
-        return self.model.encode_image(pixels_BCHW)
+        return self.model.encode_image(pixels_BCHW.contiguous(memory_format=torch.channels_last))
 
     def texts(self, ids_BL: Tensor) -> Tensor:
         return self.model.encode_text(ids_BL)
@@ -194,12 +195,17 @@ class Batches:
         flat = [text for group in texts for text in group]
         padded = new_tokenizer()(flat, padding="max_length", max_length=LENGTH, truncation=True, return_tensors="pt")
         self.ids, self.sizes = padded.input_ids, np.array([len(group) for group in texts])
+        self.pool = np.arange(len(data.pictures))
+        if config.name in COUNTING_TWICE:
+            tags = np.array([combination.tag for combination in seen_combinations()])
+            counted = tags[data.captions[:, 0].numpy()] == "counting"
+            self.pool = np.concatenate([self.pool, np.flatnonzero(counted)])
         self.starts = np.concatenate([[0], np.cumsum(self.sizes)[:-1]])
 
     def __call__(self, step: int) -> tuple[Tensor, Tensor, Tensor]:
         """Return pixels [B, 3, 64, 64] in [-1, 1], token ids [B * K, L] and labels [B, K]."""
         rng, config = numpy_rng(self.config.seed, step), self.config
-        chosen = rng.integers(len(self.data.pictures), size=config.batch_size)
+        chosen = rng.choice(self.pool, size=config.batch_size)
         labels = self.data.labels[chosen].numpy()
         # Sorted by label, in random order within each: false ones at the one end, true ones at the other.
         order = np.argsort(labels + 0.5 * rng.random(labels.shape), axis=1)

@@ -157,7 +157,7 @@ class Aesthetic(Stage):
 class Check(Stage):
     """Measure what the README claims, on fresh noise and test prompts, and write it there."""
 
-    images_per_prompt: int = 1
+    images_per_prompt: int = 4
 
     def run(self) -> None:
         detector = check_detector()
