@@ -1,6 +1,6 @@
 """Ablation studies as data: rows × seeds, each a training or a plain benchmark, all of them on one board.
 
-    python -m trainers.study rtdmd [--seeds 0 1 2] [--rows ac-dmd subgrpo] [--list]
+    python -m trainers.study rtdmd [--seeds 0 1 2] [--rows ac-dmd subgrpo] [--list] [--table FILE]
 
 A row is a name and what it changes in the study's base config. Called again, the study continues: finished rows are
 left alone, an interrupted one goes on. Runs that agree in everything up to the end of a stage share that stage, so a
@@ -45,11 +45,17 @@ class StudyConfig:
     base: str  # config file, relative to the study's own
     suite: str
     seeds: tuple[int, ...] = (0, 1, 2)
+    measures: tuple[str, ...] = ()  # metrics of its table
+    compared: tuple[str, ...] = ()  # metrics of which the table shows differences
+    against: tuple[str, ...] = ()  # rows that they are taken to
     rows: tuple[RowConfig, ...]
 
     def __post_init__(self) -> None:
         if not self.seeds or not self.rows:
             raise ValueError("a study needs seeds and rows")
+        for name in self.against:
+            if name not in (names := [row.name for row in self.rows]):
+                raise ValueError(f"against: no row {name!r}; {nearest(name, names)}")
         if len({row.name for row in self.rows}) < len(self.rows):
             raise ValueError("two rows have the same name")
 
@@ -63,6 +69,7 @@ class Arguments:
     rows: tuple[str, ...] = ()  # only these
     out: Path | None = None  # folder of the runs; default runs/study-<name>
     board: Path | None = None  # folder of results; default: the leaderboard's
+    table: Path | None = None  # write what was found there too, as Markdown
     list: bool = False  # show the rows and what is done
 
 
@@ -86,7 +93,21 @@ def main(arguments: Arguments) -> int:
                 run_row(study, path, row, seed, folder, arguments.board)
                 if is_main_process():
                     _done(folder).touch()
+    if not arguments.list and is_main_process():
+        report(study, arguments.board, arguments.table)
     return 0
+
+
+def report(study: StudyConfig, board: Path | None, to: Path | None) -> None:
+    """Print what was found, and write it to a file if there is one to write to."""
+    from leaderboards.build import RESULTS
+    from trainers.checkpoint import write_text
+    from trainers.study_table import study_table
+
+    found = study_table(study, board or RESULTS)
+    print(found, end="")
+    if to is not None:
+        write_text(to, found)
 
 
 def run_row(study: StudyConfig, path: Path, row: RowConfig, seed: int, folder: Path, board: Path | None) -> None:

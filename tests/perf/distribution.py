@@ -6,6 +6,7 @@
     extraction   Inception's encoder with preprocessing ahead, and its bare forward: at least 0.92 of its speed
 
     --only NAME  some of them         --small  toy sizes, to see that it runs (bars are not judged)
+    --record     keep the ratios for the page
 Exit code 1 where a bar is missed.
 """
 
@@ -20,12 +21,14 @@ from concurrent.futures import ThreadPoolExecutor
 import numpy as np
 import torch
 
+from leaderboards.studies import Speed
 from metrics.encoders.inception import FidInception, Tf1Resize
 from metrics.encoders.lpips import LpipsNetwork
 from metrics.frechet import Moments, frechet_distance
 from metrics.lpips import lpips_distance, mean_pairwise_lpips
 from metrics.manifolds import precision, recall
 from tests.parity.distribution import sizes
+from tests.perf.record import machine, record
 
 REPEATS = 3
 
@@ -41,7 +44,21 @@ def seconds(function: Callable[[], object], repeats: int = REPEATS) -> float:
     return statistics.median(taken)
 
 
-def frechet(small: bool) -> bool:
+def row(name: str, what: str, ours: str, other: str, ratio: float, wanted: float, setting: str) -> Speed:
+    """Return a measured ratio as a row of the page."""
+    return Speed(
+        id=name,
+        what=what,
+        ours=ours,
+        other=other,
+        ratio=round(ratio, 3),
+        repetitions=REPEATS,
+        wanted=wanted,
+        setting=f"{setting}; {machine()}",
+    )
+
+
+def frechet(small: bool) -> tuple[bool, Speed | None]:
     from scipy.linalg import sqrtm
 
     d = 128 if small else 2048
@@ -59,10 +76,11 @@ def frechet(small: bool) -> bool:
     equal = abs(ours() / by_square_root() - 1)
     ratio = seconds(by_square_root, 1) / seconds(ours)
     print(f"frechet     d = {d}: {ratio:.1f} times as fast as sqrtm (bar 5), values differ by {equal:.1e} (bar 1e-6)")
-    return ratio >= 5 and equal <= 1e-6
+    told = row("frechet", "Fréchet distance", "eigenvalues", "scipy's sqrtm", ratio, 5, f"d = {d}, float64")
+    return ratio >= 5 and equal <= 1e-6, told
 
 
-def manifolds(small: bool) -> bool:
+def manifolds(small: bool) -> tuple[bool, Speed | None]:
     n, m, d = (3000, 2000, 64) if small else (50_000, 10_000, 2048)
     generator = np.random.default_rng(0)
     generated, reference = (generator.standard_normal((count, d), dtype=np.float32) for count in (n, m))
@@ -71,11 +89,11 @@ def manifolds(small: bool) -> bool:
     found = precision(generated, reference), recall(generated, reference)
     extra = (resource.getrusage(resource.RUSAGE_SELF).ru_maxrss - before) / 2**20
     print(f"manifolds   {n} x {d}: {extra:.2f} GiB extra (bar 2), {time.perf_counter() - start:.0f} s, {found}")
-    return extra <= 2
+    return extra <= 2, None
 
 
 @torch.no_grad()
-def lpips(small: bool) -> bool:
+def lpips(small: bool) -> tuple[bool, Speed | None]:
     side, seeds = (64, 16) if small else (512, 16)
     network = LpipsNetwork("alex").eval()
     heads = [torch.rand(len(head)) for head in network.heads]
@@ -87,11 +105,12 @@ def lpips(small: bool) -> bool:
 
     ratio = seconds(by_pairs, 1) / seconds(lambda: mean_pairwise_lpips(map(network, pictures), heads))
     print(f"lpips       {seeds} pictures of {side} px: {ratio:.1f} times as fast as the loop over pairs (bar 6)")
-    return ratio >= 6
+    setting = f"{seeds} pictures of {side} px, AlexNet"
+    return ratio >= 6, row("lpips", "LPIPS diversity", "each picture once", "the loop over pairs", ratio, 6, setting)
 
 
 @torch.no_grad()
-def extraction(small: bool) -> bool:
+def extraction(small: bool) -> tuple[bool, Speed | None]:
     batches = [[sizes.picture(index) for index in range(n, n + 4)] for n in range(0, 8 if small else 64, 4)]
     network, resize = FidInception().eval(), Tf1Resize()
     prepared = resize.from_pil(batches[0])
@@ -104,7 +123,10 @@ def extraction(small: bool) -> bool:
     bare = seconds(lambda: [network(prepared) for _ in batches])
     share = bare / seconds(ahead)
     print(f"extraction  {share:.3f} of the bare forward's speed (bar 0.92)")
-    return share >= 0.92
+    told = row(
+        "inception", "features of Inception", "pictures to features", "bare forward", share, 0.92, "batches of 4"
+    )
+    return share >= 0.92, told
 
 
 CASES = {case.__name__: case for case in (frechet, manifolds, lpips, extraction)}
@@ -114,9 +136,14 @@ def main() -> int:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--only", nargs="+", choices=list(CASES), default=list(CASES))
     parser.add_argument("--small", action="store_true")
+    parser.add_argument("--record", action="store_true")
     arguments = parser.parse_args()
-    met = [CASES[name](arguments.small) for name in arguments.only]
-    return 0 if arguments.small or all(met) else 1
+    if arguments.small and arguments.record:
+        parser.error("--record keeps figures of true sizes: leave out --small")
+    found = [CASES[name](arguments.small) for name in arguments.only]
+    if arguments.record:
+        record(speed for _, speed in found if speed)
+    return 0 if arguments.small or all(met for met, _ in found) else 1
 
 
 if __name__ == "__main__":

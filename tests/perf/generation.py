@@ -1,6 +1,6 @@
 """Speed of drawing through a run directory, against calling the pipeline itself in batches of the same size.
 
-    python -m tests.perf.generation [--model FOLDER] [--images 128] [--batch-size 16]
+    python -m tests.perf.generation [--model FOLDER] [--images 128] [--batch-size 16] [--record]
 
 The two take turns, block by block, so that a busy machine slows both alike. The direct call keeps nothing; the run
 encodes, writes and journals every picture. Bar: at least 0.9 of the direct speed.
@@ -21,7 +21,9 @@ from benchmarks.prompts import PromptSet
 from benchmarks.samplers import FewStepScheduler
 from benchmarks.store import ImageSet, Item, Run
 from benchmarks.workflow import pick_device
+from leaderboards.studies import Speed
 from metrics.base import Prompt
+from tests.perf.record import machine, record
 
 BAR = 0.9
 
@@ -36,6 +38,7 @@ class Arguments:
     steps: int | None = None
     rounds: int = 5
     device: str = "auto"
+    record: bool = False  # keep the ratio for the page
 
 
 def main(arguments: Arguments) -> None:
@@ -56,6 +59,23 @@ def main(arguments: Arguments) -> None:
         ratios.append(direct / ours)
         print(f"direct {arguments.images / direct:7.1f} images/s, run {arguments.images / ours:7.1f} images/s")
     print(f"ratio {median(ratios):.3f} (bar {BAR}; rounds {', '.join(f'{ratio:.3f}' for ratio in ratios)})")
+    if arguments.record:
+        record([speed(arguments, median(ratios))])
+
+
+def speed(arguments: Arguments, ratio: float) -> Speed:
+    """Return the row of the page."""
+    pictures = f"{arguments.images} pictures in batches of {arguments.batch_size}, {arguments.model.name}"
+    return Speed(
+        id=f"generation-{arguments.model.name}".lower().replace("_", "-"),
+        what="drawing into a run directory",
+        ours="every picture encoded, written and journalled",
+        other="the stock pipeline in batches of the same size, nothing kept",
+        ratio=round(ratio, 3),
+        repetitions=arguments.rounds,
+        wanted=BAR,
+        setting=f"{pictures}; {machine(pick_device(arguments.device))}",
+    )
 
 
 def direct_seconds(model: Pipeline, image_set: ImageSet, batches: list[tuple[Item, ...]]) -> float:

@@ -1,6 +1,7 @@
 """Cost of a training step, against the sum of its necessary network passes measured bare on the same shapes.
 
     python -m tests.perf.training_step [--methods dmd dmd2] [--model FOLDER] [--batch-size 32] [--iterations 8]
+                                        [--record]
 
 Which trainers are measured, with which settings and how many passes each cannot do without stands in passes.toml: a
 table per case. Bare passes call the networks with random latents and no loss but the mean of the output. Step and
@@ -20,7 +21,9 @@ import torch
 import tyro
 
 from benchmarks.config import UserError, build, nearest
+from leaderboards.studies import Speed
 from metrics.base import Prompt
+from tests.perf.record import machine, record
 from trainers.backbones.base import Backbone, BackboneConfig, load
 from trainers.base import Trainer, World, find
 from trainers.perceptual import load_perceptual
@@ -44,6 +47,7 @@ class Arguments:
     iterations: int = 8  # of a round; the random step k needs several
     rounds: int = 5
     device: str = "cpu"
+    record: bool = False  # keep the ratios for the page
 
 
 def main(arguments: Arguments) -> None:
@@ -67,6 +71,22 @@ def main(arguments: Arguments) -> None:
                 seconds = [step, passes]
         ratio = f"ratio {median(ratios):.3f} (bar {BAR:.2f})"
         print(f"{name:14} step {seconds[0]:.3f} s, passes {seconds[1]:.3f} s, {ratio}", flush=True)
+        if arguments.record:
+            record([speed(arguments, name, median(ratios))])
+
+
+def speed(arguments: Arguments, name: str, ratio: float) -> Speed:
+    """Return the row of the page: above 1 were faster than the bare passes."""
+    return Speed(
+        id=f"step-{name}".replace("_", "-"),
+        what=f"a training step of {name}",
+        ours="the whole step: losses, optimisers, averages, logs",
+        other="its necessary network passes alone, on the same shapes",
+        ratio=round(1 / ratio, 3),
+        repetitions=arguments.rounds,
+        wanted=round(1 / BAR, 3),
+        setting=f"micro world, batch {arguments.batch_size}, {arguments.training}; {machine(arguments.device)}",
+    )
 
 
 def cases(names: Sequence[str] = ()) -> dict[str, dict[str, Any]]:
