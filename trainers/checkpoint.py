@@ -13,7 +13,8 @@ from typing import Any
 import torch
 from filelock import FileLock, Timeout
 
-from benchmarks.config import UserError
+from benchmarks.config import UserError, as_table, build
+from trainers.config import RunConfig
 
 STATE, SETTINGS, LOG, LOCK = "checkpoint.pt", "run.json", "log.jsonl", "run.lock"
 
@@ -102,22 +103,37 @@ def forget_run(folder: Path) -> None:
         path.unlink(missing_ok=True)
 
 
-def claim_folder(folder: Path, settings: Mapping[str, Any], free: frozenset[str] = frozenset()) -> None:
+def claim_folder(folder: Path, method: str, run: RunConfig, free: frozenset[str] = frozenset()) -> None:
     """Write the run's settings into its folder, or compare them with those that are there.
 
     Raises UserError naming the first difference: a run is never continued under other settings. Keys in `free` may
-    change."""
+    change, and so may the program: a key that it has got since counts as left at its default."""
     path = folder / SETTINGS
+    settings = {"method": method, **as_table(run)}
     if not path.is_file():
         folder.mkdir(parents=True, exist_ok=True)
         write_text(path, json.dumps(settings, indent=2, sort_keys=True) + "\n")
         return
-    stored = json.loads(path.read_text(encoding="utf-8"))
-    for key, (old, new) in _differences(stored, json.loads(json.dumps(settings))).items():
+    advice = "use another --out, or start over with --no-resume"
+    try:
+        stored = read_settings(path)
+    except UserError as error:
+        raise UserError(f"{error}; {advice}") from error
+    for key, (old, new) in _differences(stored, settings).items():
         if key.partition(".")[0] not in free:
-            raise UserError(
-                f"{path}: {key} was {old!r}, now {new!r}; use another --out, or start over with --no-resume"
-            )
+            raise UserError(f"{path}: {key} was {old!r}, now {new!r}; {advice}")
+
+
+def read_settings(path: Path) -> dict[str, Any]:
+    """Return a run's stored settings, complete: keys younger than the file stand at their defaults.
+
+    Raises UserError where the file is damaged, or holds what this version does not know."""
+    try:
+        table = json.loads(path.read_text(encoding="utf-8"))
+        method = table.pop("method")
+    except (ValueError, KeyError, TypeError, AttributeError) as error:
+        raise UserError(f"{path}: not the settings of a training") from error
+    return {"method": method, **as_table(build(RunConfig, table, str(path)))}
 
 
 def write_text(path: Path, text: str) -> None:

@@ -85,7 +85,7 @@ class Loop:
         if self.accelerator.is_main_process:
             if not resume:
                 forget_run(folder)
-            claim_folder(folder, {"method": method, **as_table(run)}, free=FREE)
+            claim_folder(folder, method, run, free=FREE)
         self.accelerator.wait_for_everyone()
         self._curves: list[dict[str, Any]] = []
         self._stages: list[dict[str, Any]] = []  # what training.json tells of each finished stage

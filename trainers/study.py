@@ -139,7 +139,7 @@ def row_settings(study: StudyConfig, path: Path, row: RowConfig, seed: int) -> R
 
 def donate_stage(method: str, run: RunConfig, folder: Path) -> None:
     """Let a new run start from the end of the longest stage that a neighbour has trained under the same settings."""
-    from trainers.checkpoint import STATE, adopt_state, stage_state
+    from trainers.checkpoint import STATE, adopt_state, read_settings, stage_state
 
     if (folder / STATE).exists():
         return
@@ -147,7 +147,10 @@ def donate_stage(method: str, run: RunConfig, folder: Path) -> None:
     for stage in reversed(names[:-1]):
         wanted = stages_digest({"method": method, **as_table(run)}, stage)
         for donor in sorted(folder.parent.glob("*/run.json")):
-            table = json.loads(donor.read_text(encoding="utf-8"))
+            try:
+                table = read_settings(donor)
+            except UserError:
+                continue  # of another version, or damaged: nothing to share
             alike = stage in table["stages"] and stages_digest(table, stage) == wanted
             if donor.parent != folder and alike and stage_state(donor.parent, stage).exists():
                 adopt_state(folder, donor.parent, names[: names.index(stage) + 1])

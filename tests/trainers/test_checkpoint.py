@@ -1,11 +1,14 @@
+import json
 import os
 import signal
+from dataclasses import replace
 from pathlib import Path
 
 import pytest
 import torch
 
 from benchmarks.config import UserError
+from trainers.backbones.base import BackboneConfig
 from trainers.checkpoint import (
     LOG,
     SETTINGS,
@@ -18,10 +21,13 @@ from trainers.checkpoint import (
     save_state,
     stage_state,
 )
+from trainers.config import CanaryConfig, RunConfig, StageConfig
+
+RUN = RunConfig(name="run", backbone=BackboneConfig(path="base"), stages={"cold_start": StageConfig(iterations=1)})
 
 
 def make_run(folder: Path) -> None:
-    claim_folder(folder, {"seed": 0})
+    claim_folder(folder, "rtdmd", RUN)
     save_state(folder, {"step": torch.zeros(3)})
     keep_state(folder, "cold_start")
     (folder / LOG).write_text("{}\n")
@@ -94,3 +100,49 @@ def test_a_folder_is_replaced_whole_or_not_at_all(tmp_path: Path) -> None:
         assert list(new.iterdir()) == []  # nothing of what the failed one left
         (new / "whole").touch()
     assert [path.name for path in tmp_path.rglob("*") if path.is_file()] == ["whole"]
+
+
+def test_settings_younger_than_a_run_count_as_their_defaults(tmp_path: Path) -> None:
+    claim_folder(tmp_path, "rtdmd", RUN)
+    stored = json.loads((tmp_path / SETTINGS).read_text())
+    for table, key in ((stored, "log_every"), (stored["canary"], "stop"), (stored["stages"]["cold_start"], "trainer")):
+        del table[key]
+    (tmp_path / SETTINGS).write_text(json.dumps(stored))
+    claim_folder(tmp_path, "rtdmd", RUN)
+    with pytest.raises(UserError, match=r"run.json: log_every was 10, now 20; use another --out"):
+        claim_folder(tmp_path, "rtdmd", replace(RUN, log_every=20))
+    with pytest.raises(UserError, match=r"run.json: canary.every was 200, now 7"):
+        claim_folder(tmp_path, "rtdmd", replace(RUN, canary=CanaryConfig(every=7)))
+
+
+@pytest.mark.parametrize(
+    ("content", "message"),
+    [
+        ('{"method": "rtd', "run.json: not the settings of a training; use another --out, or start over"),
+        ("[]", "not the settings of a training"),
+        ('{"name": "run"}', "not the settings of a training"),
+        ('{"method": "rtdmd", "name": "run"}', "run.json: key 'backbone' is missing; .* use another --out"),
+    ],
+)
+def test_damaged_settings_are_refused_in_one_line(content: str, message: str, tmp_path: Path) -> None:
+    (tmp_path / SETTINGS).write_text(content)
+    with pytest.raises(UserError, match=message):
+        claim_folder(tmp_path, "rtdmd", RUN)
+    assert (tmp_path / SETTINGS).read_text() == content
+
+
+def test_a_key_that_is_no_more_is_named(tmp_path: Path) -> None:
+    claim_folder(tmp_path, "rtdmd", RUN)
+    stored = json.loads((tmp_path / SETTINGS).read_text())
+    (tmp_path / SETTINGS).write_text(json.dumps({**stored, "momentum": 0.5}))
+    with pytest.raises(UserError, match="run.json: unknown key 'momentum'; .* use another --out"):
+        claim_folder(tmp_path, "rtdmd", RUN)
+
+
+def test_another_method_or_seed_is_refused_and_another_name_is_not(tmp_path: Path) -> None:
+    claim_folder(tmp_path, "rtdmd", RUN)
+    with pytest.raises(UserError, match="method was 'rtdmd', now 'dmd'"):
+        claim_folder(tmp_path, "dmd", RUN)
+    with pytest.raises(UserError, match="seed was 0, now 1"):
+        claim_folder(tmp_path, "rtdmd", replace(RUN, seed=1))
+    claim_folder(tmp_path, "rtdmd", replace(RUN, name="other"), free=frozenset({"name"}))
