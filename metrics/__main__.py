@@ -13,7 +13,7 @@ from tyro.extras import SubcommandApp
 
 from metrics.base import available, make
 from metrics.cards import page
-from metrics.commands import guarded, print_table
+from metrics.commands import deferred, guarded, parsed, print_table
 from metrics.loaded import Scorer
 from metrics.selfcheck import run
 
@@ -22,6 +22,7 @@ app = SubcommandApp()
 
 
 @app.command(name="list")
+@deferred
 def list_command() -> None:
     """List all metrics: unit, direction, range, and whether their weights are here."""
     from rich.table import Table
@@ -41,6 +42,7 @@ def list_command() -> None:
 
 
 @app.command(name="card")
+@deferred
 def card_command(ids: Ids = (), out: Path | None = None) -> None:
     """Show metrics' pages: meaning, what may be compared, what fools it, weights, preprocessing, sources.
 
@@ -60,6 +62,7 @@ def card_command(ids: Ids = (), out: Path | None = None) -> None:
 
 
 @app.command(name="selfcheck")
+@deferred
 def selfcheck_command(ids: Ids = ()) -> int:
     """Compute published numbers again, with the weights that are here.
 
@@ -71,7 +74,7 @@ def selfcheck_command(ids: Ids = ()) -> int:
 
 def main(arguments: Sequence[str] | None = None) -> int:
     """Run one command and return its exit code."""
-    return guarded(lambda: app.cli(args=arguments, prog="python -m metrics", description=__doc__) or 0)
+    return guarded(lambda: parsed(app.cli, arguments, prog="python -m metrics", description=__doc__))
 
 
 if __name__ == "__main__":

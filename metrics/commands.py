@@ -1,11 +1,60 @@
 """What this package's commands share: faults as one line, tables that a pipe does not cut."""
 
+import functools
+import io
+import re
 import sys
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
+from contextlib import redirect_stderr
+from typing import ParamSpec, TypeVar
 
 from metrics.base import UserError
 
 WIDTH = 160  # columns of a table that goes into a file or a pipe
+COLOUR = re.compile(r"\x1b\[[0-9;]*m")
+P = ParamSpec("P")
+R = TypeVar("R")
+
+
+def deferred(command: Callable[P, R]) -> Callable[P, Callable[[], R]]:
+    """Decorator: give the call back instead of making it; tyro, which calls what it parses for, then only parses."""
+
+    @functools.wraps(command)
+    def later(*args: P.args, **kwargs: P.kwargs) -> Callable[[], R]:
+        return functools.partial(command, *args, **kwargs)
+
+    return later
+
+
+def parsed(
+    cli: Callable[..., Callable[[], int | None]],
+    arguments: Sequence[str] | None,
+    *,
+    prog: str,
+    description: str | None,
+) -> int:
+    """Let tyro (a SubcommandApp's `cli`, or `tyro.cli` of a function) find a deferred command; return its exit code.
+
+    Raises UserError for arguments that mean nothing, in one line; --help ends the process."""
+    said = io.StringIO()
+    try:
+        with redirect_stderr(said):
+            command = cli(args=arguments, prog=prog, description=description)
+    except SystemExit as end:
+        if not end.code:
+            raise
+        raise UserError(f"{_complaint(said.getvalue())}; see {prog} --help") from end
+    return command() or 0
+
+
+def _complaint(box: str) -> str:
+    """Return the first paragraph in tyro's box, and the flag that it thinks was meant."""
+    _title, *lines = (line.strip("│ ") for line in COLOUR.sub("", box).splitlines())
+    rules = [not line.strip("─-") for line in lines]  # the frame: of hyphens where the output is not UTF-8
+    start = rules.index(False)
+    text = " ".join(lines[start : rules.index(True, start)]).rstrip(".")
+    near = re.search(r"Perhaps you meant:\s+(--[\w-]+)", " ".join(lines).replace("─", ""))
+    return f"{text}; did you mean {near[1]}?" if near else text
 
 
 def guarded(command: Callable[[], int]) -> int:

@@ -12,10 +12,11 @@ Exit codes: 0 all within, 1 one is not, 2 no recorded runs here or an unknown me
 import importlib
 import sys
 from collections.abc import Sequence
+from functools import partial
 from pathlib import Path
 
 from metrics.base import UserError, nearest
-from metrics.commands import guarded, print_table
+from metrics.commands import deferred, guarded, parsed, print_table
 
 TESTS = Path(__file__).resolve().parents[1] / "tests"
 
@@ -55,10 +56,12 @@ def main(arguments: Sequence[str] | None = None) -> int:
 
     import tyro
 
+    @deferred
     def command(metrics: Annotated[tuple[str, ...], tyro.conf.Positional] = ()) -> int:
         return run(metrics)
 
-    return guarded(lambda: tyro.cli(command, args=arguments, prog="python -m metrics.parity", description=__doc__))
+    cli = partial(tyro.cli, command)
+    return guarded(lambda: parsed(cli, arguments, prog="python -m metrics.parity", description=__doc__))
 
 
 if __name__ == "__main__":

@@ -22,7 +22,7 @@ from PIL import Image
 from tyro.extras import SubcommandApp
 
 from metrics.base import Prompt, UserError, nearest
-from metrics.commands import guarded
+from metrics.commands import deferred, guarded, parsed
 from metrics.features import FeatureRunner
 from metrics.images import FORMATS, read_image
 from metrics.reference_state import State
@@ -39,6 +39,7 @@ app = SubcommandApp()
 
 
 @app.command
+@deferred
 def build(
     images: Annotated[Path, tyro.conf.Positional],
     output: Annotated[Path, tyro.conf.arg(aliases=["-o"])],
@@ -75,6 +76,7 @@ def build(
 
 
 @app.command
+@deferred
 def show(file: Annotated[Path, tyro.conf.Positional]) -> None:
     """Print what a reference file says about itself."""
     with open_arrays(file, "pass a file made by `python -m metrics.reference build`") as arrays:
@@ -172,7 +174,7 @@ def compute(
 
 def main(arguments: Sequence[str] | None = None) -> int:
     """Run one command and return its exit code."""
-    return guarded(lambda: app.cli(args=arguments, prog="python -m metrics.reference", description=__doc__) or 0)
+    return guarded(lambda: parsed(app.cli, arguments, prog="python -m metrics.reference", description=__doc__))
 
 
 if __name__ == "__main__":

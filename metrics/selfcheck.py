@@ -20,11 +20,12 @@ import hashlib
 import sys
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from dataclasses import asdict, dataclass
+from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal
 
 from metrics.base import UserError, available, make, nearest
-from metrics.commands import guarded, print_table
+from metrics.commands import deferred, guarded, parsed, print_table
 from metrics.weights import Entry, ManifestWeights, WeightFile, Weights, manifest
 from metrics.weights.files import read_json, user_cache, write_json
 from metrics.weights.places import find_folder
@@ -255,10 +256,12 @@ def main(arguments: Sequence[str] | None = None) -> int:
 
     import tyro
 
+    @deferred
     def command(metrics: Annotated[tuple[str, ...], tyro.conf.Positional] = ()) -> int:
         return run(metrics)
 
-    return guarded(lambda: tyro.cli(command, args=arguments, prog="python -m metrics.selfcheck", description=__doc__))
+    cli = partial(tyro.cli, command)
+    return guarded(lambda: parsed(cli, arguments, prog="python -m metrics.selfcheck", description=__doc__))
 
 
 if __name__ == "__main__":

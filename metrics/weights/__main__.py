@@ -15,7 +15,7 @@ from rich.table import Table
 from tyro.extras import SubcommandApp
 
 from metrics.base import UserError, available, nearest
-from metrics.commands import guarded, print_table
+from metrics.commands import deferred, guarded, parsed, print_table
 from metrics.loaded import Scorer
 from metrics.selfcheck import weights_of_own_checks
 from metrics.weights import Entry, ManifestWeights, entries, find_entry, use_folder
@@ -30,6 +30,7 @@ app = SubcommandApp()
 
 
 @app.command(name="list")
+@deferred
 def list_command(ids: Ids = (), suite: str = "", weights: Path | None = None) -> None:
     """List weights: what they are for, size, licence, and whether they are here.
 
@@ -52,6 +53,7 @@ def list_command(ids: Ids = (), suite: str = "", weights: Path | None = None) ->
 
 
 @app.command(name="fetch")
+@deferred
 def fetch_command(ids: Ids = (), suite: str = "", weights: Path | None = None) -> None:
     """Download weights, resuming what was interrupted, and hold them to the manifest.
 
@@ -79,6 +81,7 @@ def fetch_command(ids: Ids = (), suite: str = "", weights: Path | None = None) -
 
 
 @app.command(name="verify")
+@deferred
 def verify_command(ids: Ids = (), suite: str = "", weights: Path | None = None) -> int:
     """Read the files anew and compare size and sha256 with the manifest; exit code 2 where one differs.
 
@@ -98,6 +101,7 @@ def verify_command(ids: Ids = (), suite: str = "", weights: Path | None = None) 
 
 
 @app.command(name="where")
+@deferred
 def where_command(ids: Ids = (), suite: str = "", weights: Path | None = None) -> int:
     """Print the path of every file that is here; exit code 2 where one is missing.
 
@@ -182,7 +186,7 @@ def _metrics_of(suite: str) -> list[str]:
 
 def main(arguments: Sequence[str] | None = None) -> int:
     """Run one command and return its exit code."""
-    return guarded(lambda: app.cli(args=arguments, prog="python -m metrics.weights", description=__doc__) or 0)
+    return guarded(lambda: parsed(app.cli, arguments, prog="python -m metrics.weights", description=__doc__))
 
 
 if __name__ == "__main__":

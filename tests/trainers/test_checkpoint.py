@@ -105,7 +105,11 @@ def test_a_folder_is_replaced_whole_or_not_at_all(tmp_path: Path) -> None:
 def test_settings_younger_than_a_run_count_as_their_defaults(tmp_path: Path) -> None:
     claim_folder(tmp_path, "rtdmd", RUN)
     stored = json.loads((tmp_path / SETTINGS).read_text())
-    for table, key in ((stored, "log_every"), (stored["canary"], "stop"), (stored["stages"]["cold_start"], "trainer")):
+    for table, key in (
+        (stored, "log_every"),
+        (stored["canary"], "stop"),
+        (stored["stages"]["cold_start"], "trainer"),
+    ):
         del table[key]
     (tmp_path / SETTINGS).write_text(json.dumps(stored))
     claim_folder(tmp_path, "rtdmd", RUN)
