@@ -6,8 +6,8 @@
 
     read_toml(DmdConfig, Path("dmd.toml"), overrides=["guidance_scale=3"])
 
-Validation is pydantic's (strict: "3" is no number, 3 is a fine float); ranges are checked in `__post_init__`
-by raising ValueError.
+Validation is pydantic's (strict: "3" is no number, 3 is a fine float, nan and inf are none); ranges are checked in
+`__post_init__` by raising ValueError.
 """
 
 import json
@@ -29,7 +29,7 @@ __all__ = ["UserError", "as_table", "build", "config", "nearest", "overridden", 
 @dataclass_transform(frozen_default=True, kw_only_default=True)
 def config(cls: type[T]) -> type[T]:
     """Class decorator: a frozen, keyword-only dataclass, strictly validated, that refuses unknown keys."""
-    rules = ConfigDict(extra="forbid", strict=True)
+    rules = ConfigDict(extra="forbid", strict=True, allow_inf_nan=False)
     return cast(type[T], pydantic_dataclass(frozen=True, kw_only=True, config=rules)(cls))
 
 

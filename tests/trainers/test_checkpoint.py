@@ -139,7 +139,7 @@ def test_a_key_that_is_no_more_is_named(tmp_path: Path) -> None:
     claim_folder(tmp_path, "rtdmd", RUN)
     stored = json.loads((tmp_path / SETTINGS).read_text())
     (tmp_path / SETTINGS).write_text(json.dumps({**stored, "momentum": 0.5}))
-    with pytest.raises(UserError, match="run.json: unknown key 'momentum'; .* use another --out"):
+    with pytest.raises(UserError, match=r"run.json: unknown key 'momentum'; .* use another --out"):
         claim_folder(tmp_path, "rtdmd", RUN)
 
 
