@@ -14,6 +14,7 @@ from leaderboards.build import RESULTS, SITE, build
 from leaderboards.cli import Commands
 from leaderboards.comparison import compare_models
 from leaderboards.formats import FORMATS
+from leaderboards.hacking import reports_of
 from leaderboards.hf_card import card_text, write_card
 from leaderboards.methods import limits_markdown, read_methods
 from leaderboards.page.compare import compare_page
@@ -132,11 +133,12 @@ def compare_command(
         results: the board that names refer to
         page: also write an HTML file, with the pictures of the prompts that changed most
     """
-    compared = compare_models([find_entry(name, results) for name in models])
-    show_comparison(compared)
+    entries = [find_entry(name, results) for name in models]
+    compared, rewards = compare_models(entries), reports_of(entries, read_board(results).entries)
+    show_comparison(compared, rewards)
     if page is not None:
         page.parent.mkdir(parents=True, exist_ok=True)
-        write_atomically(page, compare_page(compared).encode())
+        write_atomically(page, compare_page(compared, rewards).encode())
         print(page)
 
 
@@ -180,8 +182,9 @@ def publish_command(to: Path | None = None, results: Path = RESULTS, check: bool
         hf_card: a result, named as in `compare`: its values as `model-index` metadata; without --to on the terminal
     """
     if hf_card:
-        result = read_entry(find_entry(hf_card, results).path).result
-        print(card_text(result) if to is None else write_card(result, to))
+        entry = read_entry(find_entry(hf_card, results).path)
+        found = reports_of([entry], read_board(results).entries).get(entry.result.model.name)
+        print(card_text(entry.result, report=found) if to is None else write_card(entry.result, to, found))
     elif to is None:
         raise ResultError("publish: --to is missing: name a folder")
     elif check:

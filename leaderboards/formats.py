@@ -41,7 +41,7 @@ def to_markdown(grid: Grid) -> str:
     head = ["", "Model", *(escape_markdown(title) for title in grid.headings)]
     lines = [head, ["---", "---", *(["---:"] * len(grid.headings))]]
     for line in grid.lines:
-        lines.append([escape_markdown(_section(line)), escape_markdown(line.model), *map(cell, line.values)])
+        lines.append([escape_markdown(_section(line)), escape_markdown(_named(line)), *map(cell, line.values)])
     table = "\n".join(f"| {' | '.join(line)} |" for line in lines)
     return f"**{escape_markdown(grid.name)}.** {escape_markdown(_caption(grid))}\n\n{table}\n"
 
@@ -64,7 +64,7 @@ def to_latex(grid: Grid) -> str:
                 rf"\multicolumn{{{width}}}{{l}}{{\emph{{{latex(found)}}}}} \\",
             ]
             section = found
-        rows.append(" & ".join([latex(line.model), *map(cell, line.values)]) + r" \\")
+        rows.append(" & ".join([latex(_named(line)), *map(cell, line.values)]) + r" \\")
     return "\n".join(
         [
             r"\begin{table}[t]",
@@ -89,14 +89,16 @@ def to_csv(grid: Grid) -> str:
     buffer = io.StringIO()
     write = csv.writer(buffer, lineterminator="\n")
     parts = ("", " low", " high", " bold", " trained on")
-    write.writerow(["origin", "group", "model", *(f"{title}{part}" for title in grid.headings for part in parts)])
+    write.writerow(
+        ["origin", "group", "model", "reward", *(f"{title}{part}" for title in grid.headings for part in parts)]
+    )
     for line in grid.lines:
         cells: list[object] = []
         for value in line.values:
             number = value.text if value.number is None else repr(value.number)
             ends = ["" if end is None else repr(end) for end in (value.low, value.high)]
             cells += [number, *ends, int(value.bold), int(value.trained_on)]
-        write.writerow([line.origin, _inert(line.group), _inert(line.model), *cells])
+        write.writerow([line.origin, _inert(line.group), _inert(line.model), line.reward, *cells])
     return buffer.getvalue()
 
 
@@ -122,7 +124,7 @@ def to_html(grid: Grid) -> str:
                 f'<tr><th colspan="{1 + len(grid.headings)}" scope="rowgroup">{html.escape(found)}</th></tr>'
             )
             section = found
-        model = f'<th scope="row"><bdi>{html.escape(line.model)}</bdi></th>'
+        model = f'<th scope="row"><bdi>{html.escape(line.model)}</bdi>{html.escape(_verdict(line))}</th>'
         lines.append(f"<tr>{model}{''.join(map(cell, line.values))}</tr>")
     caption = f"<caption>{html.escape(_caption(grid))}</caption>"
     return f"<table>\n{caption}\n<thead><tr>{head}</tr></thead>\n<tbody>\n{chr(10).join(lines)}\n</tbody>\n</table>\n"
@@ -150,6 +152,15 @@ def _section(line: Line) -> str:
     """The banner above a row: what kind of number stands here comes first."""
     kind = "Measured here" if line.origin == "measured" else "Reported"
     return f"{kind}: {line.group}" if line.group else kind
+
+
+def _named(line: Line) -> str:
+    return line.model + _verdict(line)
+
+
+def _verdict(line: Line) -> str:
+    """What a reward did stands beside the model, whatever the format."""
+    return f" (reward: {line.reward})" if line.reward else ""
 
 
 def _interval(value: Value) -> str:

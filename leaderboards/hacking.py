@@ -98,6 +98,15 @@ def reports(board: Sequence[Entry]) -> dict[str, Report]:
     }
 
 
+def reports_of(entries: Sequence[Entry], board: Sequence[Entry]) -> dict[str, Report]:
+    """Return the reports of some results, by model; they may stand on the board or come from elsewhere."""
+    if not any(_rewards(entry) for entry in entries):
+        return {}
+    suite, names = entries[0].result.suite, {entry.result.model.name for entry in entries}
+    others = [one for one in board if one.result.suite == suite and one.result.model.name not in names]
+    return {name: report for name, report in reports([*entries, *others]).items() if name in names}
+
+
 def _report(entry: Entry, baseline: Entry | None, changes: Sequence[Change]) -> Report:
     curves = _curves(entry)
     if baseline is None:

@@ -1,8 +1,8 @@
 """Evaluation results for a model's card on the Hugging Face hub: the `model-index` block of its README.
 
 One entry per metric of a ranked result: task text-to-image, the prompt set as data set, the value, and beside it what
-makes the number comparable: variant, version, interval, protocol, digest of the evidence. Written and read back by
-huggingface_hub itself; other metadata and the text of an existing README stay.
+makes the number comparable: variant, version, interval, protocol, digest of the evidence, and the verdict on the
+model's rewards. Written and read back by huggingface_hub itself; other metadata and the text of a README stay.
 
 Format: https://github.com/huggingface/hub-docs/blob/main/modelcard.md
 """
@@ -13,14 +13,15 @@ from pathlib import Path
 from typing import Any
 
 from leaderboards.columns import trained_on
+from leaderboards.hacking import Report
 from leaderboards.schema import MetricResult, Result, ResultError, Task
 from leaderboards.store import write_atomically
 
 README = "README.md"
 
 
-def card_metadata(result: Result) -> dict[str, Any]:
-    """Return the metadata of a card that holds this result.
+def card_metadata(result: Result, report: Report | None = None) -> dict[str, Any]:
+    """Return the metadata of a card that holds this result; `report`: what its rewards did, if it has any.
 
     Raises ResultError for a result that is not ranked: on a hub nobody reads the reason beside the number."""
     from huggingface_hub import ModelCardData
@@ -28,7 +29,7 @@ def card_metadata(result: Result) -> dict[str, Any]:
     if result.kind != "measured" or result.status != "ranked":
         kind = "reported by a paper" if result.kind == "reported" else result.status
         raise ResultError(f"{result.model.name}: is {kind}; only ranked measured results belong on a model card")
-    entries = list(_entries(result))
+    entries = list(_entries(result, report))
     if not entries:
         raise ResultError(f"{result.model.name}: has no value to state on a model card")
     card = ModelCardData(
@@ -41,24 +42,25 @@ def card_metadata(result: Result) -> dict[str, Any]:
     return metadata
 
 
-def write_card(result: Result, folder: Path) -> Path:
+def write_card(result: Result, folder: Path, report: Report | None = None) -> Path:
     """Put the results into `<folder>/README.md`, new or existing; return its path.
 
     Raises ResultError as `card_metadata` does, and for a README whose metadata cannot be read."""
     path = folder / README
     folder.mkdir(parents=True, exist_ok=True)
-    write_atomically(path, card_text(result, path.read_bytes() if path.is_file() else b"").encode())
+    readme = path.read_bytes() if path.is_file() else b""
+    write_atomically(path, card_text(result, readme, report).encode())
     return path
 
 
-def card_text(result: Result, readme: bytes = b"") -> str:
+def card_text(result: Result, readme: bytes = b"", report: Report | None = None) -> str:
     """Return a README with the results in its metadata, checked by reading it back with huggingface_hub's parser.
 
     An older block of results is replaced; every other key and the text stay."""
     import yaml
     from huggingface_hub import ModelCard, metadata_load, metadata_save
 
-    metadata = card_metadata(result)
+    metadata = card_metadata(result, report)
     with tempfile.TemporaryDirectory() as folder:
         path = Path(folder) / README
         path.write_bytes(readme)
@@ -83,7 +85,7 @@ def _values(result: Result) -> Iterator[tuple[Task, str, MetricResult]]:
                 yield task, name, metric
 
 
-def _entries(result: Result) -> Iterator[Any]:
+def _entries(result: Result, report: Report | None) -> Iterator[Any]:
     from huggingface_hub import EvalResult
 
     for task, name, metric in _values(result):
@@ -108,6 +110,7 @@ def _entries(result: Result) -> Iterator[Any]:
                 "prompts": metric.n_prompts,
                 "images": metric.n_images,
                 "trained_on": rewarded,
+                **({"reward_verdict": report.verdict, "reward_verdict_against": report.against} if report else {}),
                 "nfe": task.nfe,
                 "protocol_sha256": task.protocol_digest,
                 "evidence_sha256": result.evidence.digest if result.evidence else "",

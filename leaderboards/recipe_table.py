@@ -9,8 +9,10 @@ from collections import Counter
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
 from difflib import get_close_matches
+from typing import Literal
 
 from leaderboards.columns import Column, Row, possible_ranks, rows_of
+from leaderboards.hacking import MEANING, Verdict, reports
 from leaderboards.match import NOT_MEASURED, Aspect, own_protocol, protocol_match
 from leaderboards.papers import PaperRow, PaperTable
 from leaderboards.recipe import Recipe, RecipeColumn
@@ -38,6 +40,7 @@ class Line:
     group: str  # the paper's banner, or why a measured row is not ranked
     model: str
     values: tuple[Value, ...]
+    reward: Verdict | Literal[""] = ""  # the verdict on a measured model that was trained on rewards
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -65,6 +68,8 @@ class Grid:
         parts.append("Brackets: 95 % interval, bootstrap over prompts.")
         parts.append("Bold: no ranked model is surely better (paired max-T over prompts, familywise 5 %).")
         parts.append("†: the model was trained on this metric.")
+        verdicts = {line.reward for line in self.lines}
+        parts += [f"Reward {verdict}: {meaning}." for verdict, meaning in MEANING.items() if verdict in verdicts]
         return " ".join(parts)
 
 
@@ -82,7 +87,8 @@ def grid(recipe: Recipe, tables: Mapping[str, PaperTable], entries: Sequence[Ent
     lines = []
     if paper:
         lines = [_reported_line(recipe, row, name) for row, name in zip(paper.rows, paper.labels(), strict=True)]
-    lines += _measured_lines(recipe, rows, sources)
+    verdicts = {name: found.verdict for name, found in reports(entries).items()}
+    lines += _measured_lines(recipe, rows, sources, verdicts)
     shown = [row.entry for row in rows]
     return Grid(
         name=recipe.name,
@@ -139,7 +145,9 @@ def _reported_line(recipe: Recipe, row: PaperRow, name: str) -> Line:
     return Line(origin="reported", group=row.group, model=name, values=tuple(values))
 
 
-def _measured_lines(recipe: Recipe, rows: Sequence[Row], sources: Sequence[Column | None]) -> list[Line]:
+def _measured_lines(
+    recipe: Recipe, rows: Sequence[Row], sources: Sequence[Column | None], verdicts: Mapping[str, Verdict]
+) -> list[Line]:
     ranked = [row for row in rows if row.result.status == "ranked"]
     best: list[set[str]] = []
     for column, source in zip(recipe.columns, sources, strict=True):
@@ -153,7 +161,9 @@ def _measured_lines(recipe: Recipe, rows: Sequence[Row], sources: Sequence[Colum
             _our_value(column, source, row, name in bold)
             for column, source, bold in zip(recipe.columns, sources, best, strict=True)
         )
-        lines.append(Line(origin="measured", group=row.reason, model=name, values=values))
+        lines.append(
+            Line(origin="measured", group=row.reason, model=name, values=values, reward=verdicts.get(name, ""))
+        )
     return lines
 
 

@@ -1,6 +1,6 @@
 """What the commands show on a terminal."""
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 
 from rich.console import Console
 from rich.table import Table
@@ -8,13 +8,15 @@ from rich.text import Text
 
 from leaderboards.columns import number
 from leaderboards.comparison import Compared, Contrast, changed_most
+from leaderboards.hacking import MEANING, Report
 from leaderboards.vote import Key, Outcome
 
 MOST = 5  # prompts shown
 
 
-def show_comparison(compared: Compared) -> None:
-    """Print the differences of the first to every other, and the prompts that changed most by the first metric."""
+def show_comparison(compared: Compared, rewards: Mapping[str, Report]) -> None:
+    """Print the differences of the first to every other, the prompts that changed most by the first metric, and what
+    their rewards did to those models that were trained on some."""
     console = Console()
     for other in compared.entries[1:]:
         name = other.result.model.name
@@ -30,6 +32,8 @@ def show_comparison(compared: Compared) -> None:
     for prompt in changed_most(compared.entries, column)[:MOST]:
         changed.add_row(Text(prompt.prompt_id), *map(number, prompt.means))
     console.print(changed)
+    for name, report in rewards.items():
+        console.print(Text(f"{name}: reward {report.verdict}: {MEANING[report.verdict]}"), soft_wrap=True)
 
 
 def show_outcomes(told: tuple[Key, Sequence[Outcome]]) -> None:

@@ -3,11 +3,12 @@ their pictures. No script, nothing loaded: a file to send to somebody.
 """
 
 import base64
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 
 from leaderboards.columns import Column, number
 from leaderboards.comparison import Changed, Compared, Contrast, changed_most, samples_of
+from leaderboards.hacking import MEANING, Report
 from leaderboards.page import render
 from leaderboards.store import Sample
 
@@ -42,7 +43,7 @@ class Prompt:
     pictures: Sequence[Sequence[str]]
 
 
-def compare_page(compared: Compared) -> str:
+def compare_page(compared: Compared, rewards: Mapping[str, Report]) -> str:
     """Return the page; the same results give the same bytes."""
     return render(
         "compare.html",
@@ -50,6 +51,7 @@ def compare_page(compared: Compared) -> str:
         others=compared.names[1:],
         names=compared.names,
         groups=[(column, _lines(column, compared), _prompts(column, compared)) for column in compared.columns],
+        rewards=[(name, report, MEANING[report.verdict]) for name, report in rewards.items()],
         number=number,
     )
 

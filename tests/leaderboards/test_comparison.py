@@ -9,6 +9,7 @@ import pytest
 
 from leaderboards import evidence
 from leaderboards.comparison import changed_most, compare_models, samples_of
+from leaderboards.hacking import Report
 from leaderboards.page.compare import compare_page
 from leaderboards.schema import ResultError
 from leaderboards.statistics import compare, holm
@@ -107,8 +108,9 @@ def test_fewer_than_two_models_are_refused(make: Make, names: list[str]) -> None
 def test_the_page_is_inert_loads_nothing_and_is_the_same_twice(make: Make) -> None:
     captions = [one.model_copy(update={"prompt": HOSTILE}) for one in gallery()]
     a, b = make(HOSTILE.replace("/", "∕"), 0.9, pictures=captions), make("b", 0.1, 1)
-    page = compare_page(compare_models([a, b]))
-    assert page == compare_page(compare_models([a, b]))
+    gamed = {HOSTILE: Report(verdict="gamed", against=HOSTILE, reasons=(HOSTILE,))}
+    page = compare_page(compare_models([a, b]), gamed)
+    assert page == compare_page(compare_models([a, b]), gamed) and "reward gamed" in page
     assert "<script" not in page and "default-src 'none'" in page
     assert set(re.findall(r'(?:src|href)="([^"]{0,5})', page)) <= {"data:", "#main"}
     assert page.count("data:image/png") >= 2 and "&lt;script&gt;" in page

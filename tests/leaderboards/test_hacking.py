@@ -9,7 +9,11 @@ import pyarrow as pa
 import pytest
 
 from leaderboards import evidence
-from leaderboards.hacking import Report, gated_diversity, is_diversity, reports
+from leaderboards.__main__ import main
+from leaderboards.formats import FORMATS
+from leaderboards.hacking import MEANING, Report, gated_diversity, is_diversity, reports, reports_of
+from leaderboards.recipe import Recipe, RecipeColumn
+from leaderboards.recipe_table import grid
 from leaderboards.statistics import Scores
 from leaderboards.store import publish, read_board
 from tests.leaderboards.conftest import IMAGES, metric_of, result_of, training
@@ -70,6 +74,41 @@ def test_verdict_follows_from_what_moved(told: Callable[..., Any], level: dict, 
     assert (found.verdict, found.against) == (verdict, "plain")
     if verdict == "gamed":
         assert any("fell" in reason for reason in found.reasons)
+
+
+@pytest.mark.parametrize("stored", [True, False])
+def test_the_verdict_stands_beside_the_model_wherever_it_is_named(
+    told: Callable[..., Any], tmp_path: Path, capsys: pytest.CaptureFixture[str], stored: bool
+) -> None:
+    told([TEACHER, PLAIN, ("student", {"reward": 0.4, "quality": 0.4}, TRAINED)])
+    board = ["--results", str(tmp_path / "results")]
+    student = "student" if stored else str(tmp_path / "elsewhere" / "tiny" / "student.json")
+    if not stored:
+        (tmp_path / "elsewhere" / "tiny").mkdir(parents=True)
+        for path in (tmp_path / "results" / "tiny").glob("student.*"):
+            path.rename(tmp_path / "elsewhere" / "tiny" / path.name)
+    page = tmp_path / "compare.html"
+    assert main(["compare", student, "teacher", "--page", str(page), *board]) == 0
+    assert "student: reward gamed: a reward rose while held-out quality" in capsys.readouterr().out
+    assert "reward gamed" in page.read_text() and "fell" in page.read_text()
+    assert main(["publish", "--hf-card", student, *board]) == 0
+    assert "reward_verdict: gamed" in capsys.readouterr().out
+
+
+def test_the_verdict_stands_in_every_format_of_a_table(told: Callable[..., Any], tmp_path: Path) -> None:
+    told([TEACHER, PLAIN, ("student", {"reward": 0.4, "quality": 0.4}, TRAINED)])
+    recipe = Recipe(name="tiny", suite="tiny", columns=[RecipeColumn(title="Judge", metric="judge")])
+    made = grid(recipe, {}, read_board(tmp_path / "results").suites["tiny"])
+    assert {line.model: line.reward for line in made.lines} == {"student": "gamed", "plain": "", "teacher": ""}
+    for name, write in FORMATS.items():
+        assert "gamed" in write(made), name
+        assert name == "csv" or MEANING["gamed"] in write(made), name
+
+
+def test_models_without_rewards_have_no_report(told: Callable[..., Any], tmp_path: Path) -> None:
+    told([TEACHER, PLAIN])
+    entries = read_board(tmp_path / "results").entries
+    assert reports_of(entries[:1], entries) == {}
 
 
 def test_gated_diversity_is_told_beside_diversity(told: Callable[..., Any]) -> None:
