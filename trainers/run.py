@@ -95,9 +95,12 @@ def train(
 
     Raises UserError as the parts do, and where another start is at work in the folder; `where` opens the errors in
     settings. Processes that train together share the benchmark too: each draws the blocks it gets hold of."""
+    from benchmarks.suites import read_suite
     from trainers.checkpoint import held
     from trainers.loop import Loop
 
+    if run.benchmark:
+        read_suite(run.benchmark)  # a mistake in its name shows now, not when hours of training have ended
     with held(folder) if is_main_process() else nullcontext():
         student = Loop(method, run, folder, resume, where).train()
         if run.benchmark:

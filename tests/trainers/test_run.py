@@ -41,6 +41,16 @@ def test_settings_are_checked_with_overrides_on_top(pipeline_folder: Path, tmp_p
         main(Arguments(**arguments, set=("stages.one.iterations=many",)))  # type: ignore[arg-type]
 
 
+def test_an_unknown_suite_is_refused_before_anything_is_trained(pipeline_folder: Path, tmp_path: Path) -> None:
+    config = tmp_path / "run.toml"
+    config.write_text(
+        f'name = "x"\nbenchmark = "micr"\nstages.one.iterations = 1\nbackbone.path = "{pipeline_folder}"'
+    )
+    with pytest.raises(UserError, match="unknown suite 'micr'; did you mean 'micro'"):
+        main(Arguments(method="dmd", config=config, out=tmp_path / "run"))
+    assert not (tmp_path / "run").exists()
+
+
 @pytest.mark.parametrize(("benchmark", "published"), [(True, 1), (False, 0)])
 def test_a_run_that_ends_is_benchmarked(
     pipeline_folder: Path,
