@@ -46,8 +46,10 @@ def save_state(folder: Path, state: Mapping[str, Any]) -> None:
     temporary.replace(folder / STATE)
 
 
-def load_state(folder: Path) -> dict[str, Any] | None:
-    """Return the run's checkpoint, None where there is none. Raises UserError where it cannot be read."""
+def load_state(folder: Path, parts: frozenset[str] = frozenset()) -> dict[str, Any] | None:
+    """Return the run's checkpoint, None where there is none.
+
+    Raises UserError where it cannot be read or lacks one of its parts."""
     path = folder / STATE
     if not path.is_file():
         return None
@@ -55,9 +57,12 @@ def load_state(folder: Path) -> dict[str, Any] | None:
     if not zipfile.is_zipfile(path):  # of such files torch.load says nothing that helps
         raise UserError(f"{path}: not a readable checkpoint; {advice}")
     try:
-        return torch.load(path, map_location="cpu", weights_only=True)
+        state = torch.load(path, map_location="cpu", weights_only=True)
     except (RuntimeError, pickle.UnpicklingError, EOFError) as error:
         raise UserError(f"{path}: not a readable checkpoint ({error}); {advice}") from error
+    if not isinstance(state, dict) or not parts <= state.keys():
+        raise UserError(f"{path}: not the checkpoint of a training; {advice}")
+    return state
 
 
 def keep_state(folder: Path, stage: str) -> None:

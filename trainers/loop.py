@@ -45,6 +45,7 @@ from trainers.prompts import PromptStream, read_training_prompts
 from trainers.rewards import load_rewards
 
 STUDENT = "student"
+PARTS = frozenset({"position", "passes", "prompts", "log_lines", "curves", "stages", "trainer"})  # of a checkpoint
 FREE = frozenset({"name", "benchmark", "export"})  # settings that may change between two starts of a run
 
 
@@ -94,7 +95,7 @@ class Loop:
     def train(self) -> Path:
         """Run every stage that is not finished; return the folder of the exported student."""
         names = list(self.run.stages)
-        state = load_state(self.folder)
+        state = load_state(self.folder, PARTS)
         position = Position(**state["position"]) if state else Position(names[0])
         promoted = [n for n in names[: names.index(position.stage) + 1] if self.run.stages[n].teacher_from != "base"]
         if promoted:

@@ -222,6 +222,10 @@ def test_a_damaged_checkpoint_is_one_clear_line(pipeline_folder: Path, prompt_fi
     (tmp_path / "run" / "checkpoint.pt").write_bytes(b"half a file")
     with pytest.raises(UserError, match="not a readable checkpoint"):
         Loop("rtdmd", run, tmp_path / "run").train()
+    for foreign in ([1, 2], {"position": {}}):
+        torch.save(foreign, tmp_path / "run" / "checkpoint.pt")
+        with pytest.raises(UserError, match="not the checkpoint of a training"):
+            Loop("rtdmd", run, tmp_path / "run").train()
 
 
 @pytest.mark.parametrize(
