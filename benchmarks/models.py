@@ -251,7 +251,7 @@ def _open_lora(folder: Path, lora: Path, base: str | None, name: str, device: st
     adapter: Mapping[str, Any] = checkpoints.read_json(config) if config.is_file() else {}
     if lora.name == "adapter_model.safetensors" and not adapter:
         raise UserError(f"{config}: missing; copy or export the LoRA again")
-    source = base or trained_base or str(adapter.get("base_model_name_or_path") or "")
+    source = base or str(adapter.get("base_model_name_or_path") or "") or trained_base
     if not source:
         raise UserError(f"{folder}: a LoRA without the name of its base; pass --base FOLDER_OR_HUB_ID")
     # A relative base is meant from the LoRA's folder, where such a folder is.
@@ -267,7 +267,7 @@ def _open_lora(folder: Path, lora: Path, base: str | None, name: str, device: st
         files=under.files,
         lora=lora,
         protocol=read_protocol(folder) or under.protocol,
-        base=under.name,
+        base=trained_base or under.name,
         training=training,
         device=device,
     )

@@ -280,6 +280,8 @@ class Loop:
                     self.backbone.export(new, self.run.export.weights, self.run.export.dtype)
                 write_protocol(trainer.protocol(), new)
                 write_fingerprints(new, (prompt.text for prompt in self._prompts.prompts))
-                write_text(new / "training.json", record.model_dump_json(indent=2) + "\n")
+                settings = self.run.backbone
+                told = {"base": settings.name or Path(settings.path).resolve().name} | record.model_dump(mode="json")
+                write_text(new / "training.json", json.dumps(told, indent=2, ensure_ascii=False) + "\n")
         self.accelerator.wait_for_everyone()
         return folder

@@ -10,10 +10,10 @@ from diffusers import StableDiffusion3Pipeline
 from safetensors.torch import load_file
 
 from benchmarks.config import UserError, build
+from benchmarks.models import read_training
 from benchmarks.overlap import trained_on
 from benchmarks.prompts import PromptSet, read_prompts
 from benchmarks.protocol import read_protocol
-from leaderboards.schema import Training
 from metrics.base import Prompt, make
 from tests.trainers.closed_form import reward_bank
 from trainers import canary as canary_module
@@ -153,7 +153,8 @@ def test_the_student_carries_its_protocol_and_training(
     protocol = read_protocol(student)
     assert protocol is not None and (protocol.sampler, protocol.eta, protocol.guided) == ("cps", 0.9, False)
     assert protocol.call_arguments == {"max_sequence_length": 0}
-    record = Training.model_validate_json((student / "training.json").read_text())
+    record, base = read_training(student)
+    assert base == pipeline_folder.name
     assert record.method == "rtdmd" and record.rewards == ["redness", "judge"] and record.image_free
     seen = read_prompts(prompt_file)
     assert record.prompts_digest == seen.digest
@@ -183,7 +184,7 @@ def test_a_distance_that_is_trained_on_is_listed_with_the_rewards_and_is_no_stop
     }  # fmt: skip
     changes = {"stages": {"cold_start": {"iterations": 1}, "reinforce": {"iterations": 1}, "distil": stage}}
     student = Loop("rtdmd", settings(pipeline_folder, prompt_file, **changes), tmp_path / "run").train()
-    record = Training.model_validate_json((student / "training.json").read_text())
+    record, _ = read_training(student)
     assert record.rewards == ["redness", "judge", "micro_clip"]
     stop = {"prompts": str(prompt_file), "metrics": ["micro_clip"], "stop": {"metric": "micro_clip"}}
     with pytest.raises(UserError, match=r"canary\.stop\.metric 'micro_clip' is trained on"):
@@ -323,7 +324,7 @@ def test_every_stage_records_its_method_and_what_it_took(
     pipeline_folder: Path, prompt_file: Path, tmp_path: Path
 ) -> None:
     student = Loop("rtdmd", mixed(pipeline_folder, prompt_file), tmp_path / "run").train()
-    record = Training.model_validate_json((student / "training.json").read_text())
+    record, _ = read_training(student)
     assert [(stage.name, stage.method, stage.iterations) for stage in record.stages] == [
         ("cold_start", "rtdmd", 2), ("reinforce", "rtdmd", 2), ("distil", "dmd", 2)
     ]  # fmt: skip
@@ -389,7 +390,7 @@ def test_a_stage_ends_early_when_a_held_out_metric_falls(
         return made
 
     student = loop("run", [0.9, 0.7, 0.7, 0.5, 0.5]).train()  # at 0, 2, 4: over; stage II at 2 and at its end, 3
-    record = Training.model_validate_json((student / "training.json").read_text())
+    record, _ = read_training(student)
     assert [(s.iterations, s.stopped_by) for s in record.stages] == [(4, "micro_clip"), (3, "")]
     assert [point["iteration"] for point in record.curves] == [0, 2, 4, 6, 7]
     lines = log_lines(tmp_path / "run")

@@ -11,7 +11,7 @@ import pytest
 import torch
 
 from benchmarks.config import UserError
-from leaderboards.schema import Training
+from benchmarks.models import read_training
 from metrics import base as metrics_base
 from metrics.base import Prompt
 from tests.trainers.closed_form import PointBackbone
@@ -60,7 +60,7 @@ def test_trained_benchmarked_and_listed_like_a_built_in(
     with pytest.raises(UserError, match="unknown trainer 'ode_regression'"):
         main(Arguments(method="ode_regression", **command))
     main(Arguments(method="ode_regression", plugin=(MODULE,), **command))
-    record = Training.model_validate_json((tmp_path / "run" / "student" / "training.json").read_text())
+    record, _ = read_training(tmp_path / "run" / "student")
     assert record.method == "ode_regression" and record.network_passes > 0
     assert calls[0][:3] == (tmp_path / "run" / "student", "micro", "ode-regression-micro")
 

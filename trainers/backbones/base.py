@@ -46,6 +46,7 @@ class BackboneConfig:
 
     kind: str = "sd3"
     path: str  # folder of the base model in diffusers layout
+    name: str = ""  # of the base, as boards list it: what a student is held against; "" = its folder's
     resolution: int = 0  # pixels of a side; 0 = the folder's own
     training: Literal["lora", "full"] = "lora"
     lora: LoraConfig = LoraConfig()
