@@ -125,7 +125,7 @@ def claim_folder(folder: Path, method: str, run: RunConfig, free: frozenset[str]
     except UserError as error:
         raise UserError(f"{error}; {advice}") from error
     for key, (old, new) in _differences(stored, settings).items():
-        if key.partition(".")[0] not in free:
+        if not free & {key, key.partition(".")[0]}:
             raise UserError(f"{path}: {key} was {old!r}, now {new!r}; {advice}")
 
 

@@ -46,7 +46,7 @@ from trainers.rewards import load_rewards
 
 STUDENT = "student"
 PARTS = frozenset({"position", "passes", "prompts", "log_lines", "curves", "stages", "trainer"})  # of a checkpoint
-FREE = frozenset({"name", "benchmark", "export"})  # settings that may change between two starts of a run
+FREE = frozenset({"name", "benchmark", "export", "backbone.name"})  # settings that may change between two starts
 
 
 @dataclass

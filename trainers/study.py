@@ -165,6 +165,7 @@ def stages_digest(table: dict[str, Any], last: str) -> str:
     stages = {name: table["stages"][name] for name in names[: names.index(last) + 1]}
     outside = ("name", "benchmark", "export", "stages")
     decisive = {key: value for key, value in table.items() if key not in outside} | {"stages": stages}
+    decisive["backbone"] = {key: value for key, value in table["backbone"].items() if key != "name"}
     return hashlib.sha256(json.dumps(decisive, sort_keys=True).encode()).hexdigest()
 
 

@@ -211,6 +211,7 @@ def test_settings_of_a_run_cannot_change_between_two_starts(
     pipeline_folder: Path, prompt_file: Path, tmp_path: Path
 ) -> None:
     Loop("rtdmd", settings(pipeline_folder, prompt_file), tmp_path / "run")
+    Loop("rtdmd", settings(pipeline_folder, prompt_file, backbone={"name": "base"}), tmp_path / "run")
     changed = settings(pipeline_folder, prompt_file, trainer={"guidance_scale": 2.0})
     with pytest.raises(UserError, match=r"trainer.guidance_scale was None, now 2.0"):
         Loop("rtdmd", changed, tmp_path / "run")
