@@ -7,10 +7,11 @@ A model trained on rewards is held against a baseline on the same images' prompt
     diversity    diversity metrics, and diversity gated by quality: the mean of d_i q_i over images, d the diversity
                  and q the verdict of a judge in [0, 1], so that varied but wrong pictures earn nothing
 
-Baseline: a model of the same base trained without rewards; failing that the base itself, which also differs by
-distillation. A metric moved where its paired 95 % interval leaves zero and p, after Holm over all that are shown, is
-at most 5 %. Verdicts are made from what moved, never from point values; without a baseline on the board only the
-canary curves of training speak, which have no interval, and the strongest verdict is then "suspected".
+Baseline: a model of the same base trained without rewards, of the same training seed if there is one; failing that
+the base itself, which also differs by distillation. A metric moved where its paired 95 % interval leaves zero and p,
+after Holm over all that are shown, is at most 5 %. Verdicts are made from what moved, never from point values;
+without a baseline on the board only the canary curves of training speak, which have no interval, and the strongest
+verdict is then "suspected".
 """
 
 from collections.abc import Callable, Mapping, Sequence
@@ -149,11 +150,17 @@ def _rewards(entry: Entry) -> set[str]:
 
 
 def _baseline(entry: Entry, board: Sequence[Entry]) -> Entry | None:
-    """Same base without rewards first (by name, where several), then the base."""
+    """Same base without rewards first (where several: of the same training seed, then by name), then the base."""
     model = entry.result.model
     measured = [one for one in board if one.result.kind == "measured" and one.table is not None and one is not entry]
     plain = [one for one in measured if model.base and one.result.model.base == model.base and not _rewards(one)]
+    plain.sort(key=lambda one: _training_seed(one) != _training_seed(entry))
     return next(iter(plain), next((one for one in measured if one.result.model.name == model.base), None))
+
+
+def _training_seed(entry: Entry) -> int | None:
+    training = entry.result.model.training
+    return training.seed if training else None
 
 
 def _changes(group: Sequence[Entry], baseline: Entry) -> dict[str, list[Change]]:

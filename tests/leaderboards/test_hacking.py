@@ -117,6 +117,13 @@ def test_gated_diversity_is_told_beside_diversity(told: Callable[..., Any]) -> N
     assert moved["diversity"] == moved["diversity:gated"] == "fell"
 
 
+def test_of_several_baselines_that_of_the_same_training_seed_is_taken(told: Callable[..., Any]) -> None:
+    plain = [(f"plain-s{seed}", {}, PLAIN[2] | {"training": training(seed=seed, rewards=[])}) for seed in (0, 1, 2)]
+    for seed, against in ((1, "plain-s1"), (2, "plain-s2"), (7, "plain-s0")):
+        found = told([TEACHER, *plain, ("student", {}, TRAINED | {"training": training(seed=seed)})])
+        assert found.against == against
+
+
 def test_the_base_is_the_last_resort_and_said_to_be(told: Callable[..., Any]) -> None:
     found = told([TEACHER, ("student", {"reward": 0.4}, TRAINED)])
     assert found.against == "teacher" and any("distillation" in reason for reason in found.reasons)
