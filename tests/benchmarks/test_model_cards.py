@@ -111,6 +111,19 @@ def test_flash_runs_on_the_levels_of_the_scheduler_of_sd3() -> None:
     assert card.protocol["sigmas"] == pytest.approx(scheduler.sigmas[:-1].tolist(), abs=1e-5)
 
 
+def test_tdm_runs_on_shifted_levels_of_flow() -> None:
+    from diffusers import DPMSolverMultistepScheduler, FlowMatchEulerDiscreteScheduler
+
+    card = find_card("tdm-sd3")
+    assert card is not None and card.lora_scale == 0.125
+    changed = {key: value for key, value in card.scheduler.items() if key != "_class_name"}
+    scheduler = DPMSolverMultistepScheduler.from_config(FlowMatchEulerDiscreteScheduler(shift=3.0).config, **changed)
+    scheduler.set_timesteps(4)
+    even = torch.linspace(0.999, 0, 5)
+    assert scheduler.sigmas.tolist() == pytest.approx((6 * even / (1 + 5 * even)).tolist(), abs=1e-5)
+    assert scheduler.timesteps.tolist() == [999, 947, 856, 666]
+
+
 def test_a_lora_of_a_card_is_drawn_as_its_authors_say(hub: Path) -> None:
     from diffusers import LCMScheduler
 
