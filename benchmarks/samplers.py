@@ -82,8 +82,8 @@ def flow_sde(x_t: Tensor, v: Tensor, t: Level, t_next: Level, eta: float) -> Tra
 
 
 def transition(protocol: Protocol, x_t: Tensor, v: Tensor, t: Level, t_next: Level) -> Transition:
-    """Return the step of the protocol's sampler, in float32."""
-    x_t, v = x_t.float(), v.float()
+    """Return the step of the protocol's sampler, in float32 or, of a float64 model, in float64."""
+    x_t, v = (x.to(torch.promote_types(x.dtype, torch.float32)) for x in (x_t, v))
     if protocol.sampler == "cps":
         return cps(x_t, v, t, t_next, protocol.eta)
     if protocol.sampler == "renoise":

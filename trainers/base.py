@@ -64,13 +64,29 @@ class SamplerConfig:
 
 @dataclass(frozen=True)
 class World:
-    """What a trainer knows of the run around it: the seed and the processes that train together."""
+    """What a trainer knows of the run around it: the seed and the processes that train together.
+
+    Batches are of `planned` processes, whatever number of them is at work: it decides nothing but who does what."""
 
     seed: int | str = 0
     rank: int = 0
     processes: int = 1
+    planned: int = 1  # RunConfig.processes
     reduce: Callable[[Tensor], Tensor] | None = None  # mean over processes; None = there is only one
     gather: Callable[[Tensor], Tensor] = lambda rows: rows  # the rows of all processes, in their order
+    gather_list: Callable[[list[Any]], list[Any]] = lambda parts: parts  # the same of lists, of any length
+
+    def share(self, count: int, what: str) -> int:
+        """Return this process's part of `count` for each planned process.
+
+        Raises UserError naming `what` is counted where it cannot be cut into equal parts."""
+        own, rest = divmod(count * self.planned, self.processes)
+        if rest:
+            raise UserError(
+                f"{count * self.planned} {what} cannot be shared evenly by {self.processes} processes: "
+                "start a number of them that divides it"
+            )
+        return own
 
 
 @dataclass(frozen=True)
@@ -113,6 +129,11 @@ class Roles:
         self._referenced = reference
         if reference:
             backbone.keep_reference()
+
+    @property
+    def has_fake_score(self) -> bool:
+        """Whether the method trains one."""
+        return self._fake_score is not None
 
     @property
     def fake_score(self) -> Learner:
@@ -204,7 +225,7 @@ class Trainer(Protocol):
 
     Config: type[Any]
     roles: Roles
-    prompts_per_step: int
+    prompts_per_step: int  # of each planned process
     image_free: bool
 
     def __init__(self, config: Any, backbone: Backbone, rewards: RewardBank, world: World) -> None: ...
@@ -220,7 +241,9 @@ class Trainer(Protocol):
         ...
 
     def step(self, prompts: Sequence[Prompt], iteration: int) -> Logs:
-        """Train on `prompts_per_step` different prompts; return what the log shall hold."""
+        """Train on this process's share of the batch, different prompts; return what the log shall hold.
+
+        That is `prompts_per_step` of them where as many processes are at work as were planned."""
         ...
 
     def protocol(self) -> SamplingProtocol:

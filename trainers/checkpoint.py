@@ -141,6 +141,12 @@ def read_settings(path: Path) -> dict[str, Any]:
     return {"method": method, **as_table(build(RunConfig, table, str(path)))}
 
 
+def begun_with(folder: Path) -> int:
+    """Return the number of processes that the run in a folder was laid out for, 0 where there is none."""
+    path = folder / SETTINGS
+    return int(json.loads(path.read_text(encoding="utf-8")).get("processes", 0)) if path.is_file() else 0
+
+
 def write_text(path: Path, text: str) -> None:
     """Write a small file whole or not at all."""
     temporary = path.with_name(f"{path.name}.tmp")

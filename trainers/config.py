@@ -89,6 +89,9 @@ class RunConfig:
     name: str
     seed: int = 0
     device: Literal["auto", "cpu"] = "auto"
+    # Batches are given per process, of so many processes: the size of the whole batch is part of the method, the
+    # number of those at work is not. 0 = as many as the run begins with.
+    processes: int = 0
     backbone: BackboneConfig
     prompts: PromptsConfig = PromptsConfig()
     rewards: tuple[RewardConfig, ...] = ()
@@ -103,8 +106,8 @@ class RunConfig:
     def __post_init__(self) -> None:
         if not self.stages:
             raise ValueError("no stages: add a [stages.<name>] table")
-        if self.checkpoint_every < 1 or self.log_every < 1:
-            raise ValueError("checkpoint_every and log_every must be at least 1")
+        if self.checkpoint_every < 1 or self.log_every < 1 or self.processes < 0:
+            raise ValueError("checkpoint_every and log_every must be at least 1, processes 0")
         if len({reward.id for reward in self.rewards}) < len(self.rewards):
             raise ValueError("rewards: an id is listed twice")
         if self.canary.stop.metric in {reward.id for reward in self.rewards}:

@@ -58,11 +58,12 @@ class Discriminator:
         passes = backbone.passes
         with torch.no_grad():
             x = torch.zeros(1, *backbone.latent_shape, device=backbone.device)
-            _, tokens, width = backbone.features("fake_score", x, 0.5, backbone.encode([""])).shape
+            features = backbone.features("fake_score", x, 0.5, backbone.encode([""]))
+        _, tokens, width = features.shape
         backbone.passes = passes  # a look at a shape, no work of the training
         with torch.random.fork_rng(devices=[]):
             torch.manual_seed(seeded(seed, "discriminator").initial_seed())
-            self.head = HEADS[settings.head](tokens, width).to(backbone.device)
+            self.head = HEADS[settings.head](tokens, width).to(features)
 
     def __call__(self, x0: Tensor, prompts: Sequence[Prompt], draws: Draws) -> Tensor:
         """Return logits [B], high = real, of clean latents [B, ...], noised afresh; counts as a pass of B images."""

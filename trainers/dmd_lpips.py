@@ -78,6 +78,7 @@ class DmdLpips(Dmd):
     def __init__(self, config: DmdLpipsConfig, backbone: Backbone, rewards: RewardBank, world: World) -> None:
         self._distance = load_perceptual(config.lpips.distance, backbone.device)
         super().__init__(config, backbone, rewards, world)
+        self._pairs = world.share(config.lpips.batch_size, "pairs of lpips.batch_size")
         self.samples = TeacherSamples(backbone, config.teacher_samples, config.guidance_scale, world)
 
     @classmethod
@@ -88,7 +89,7 @@ class DmdLpips(Dmd):
     def student_losses(self, networks: Networks, x0: Tensor, prompts: Sequence[Prompt]) -> dict[str, Tensor]:
         """Return L_dmd and the regression's term."""
         c, losses = self.config, super().student_losses(networks, x0, prompts)
-        pairs = self.samples.pairs(prompts, self.roles.draws, c.lpips.batch_size)
+        pairs = self.samples.pairs(prompts, self.roles.draws, self._pairs)
         x0_pairs = self.generate(self.roles.networks(pairs.prompts, c.guidance_scale), pairs.z, grad=True)
         loss = self._distance(self._pictures(x0_pairs), self._pictures(pairs.x0)).mean()
         return losses | {"lpips_loss": c.lpips.weight * loss}

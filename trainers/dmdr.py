@@ -34,6 +34,7 @@ from trainers.dpo import DpoTerm, follow, online_dpo_loss
 from trainers.dynamic import DynaDgConfig, DynaRsConfig
 from trainers.first_step import FirstStepConfig, first_step_loss
 from trainers.flow import RenoiseLaw
+from trainers.groups import spread
 from trainers.grpo import GrpoTerm, check_grpo, collect, grpo_loss
 from trainers.learner import EmaConfig, OptimiserConfig
 from trainers.refl import ReflTerm, check_refl, refl_losses
@@ -75,14 +76,18 @@ class DmdrConfig:
             raise ValueError("batch_size and fake_score_updates must be at least 1")
         if self.guidance_jitter < 0 or self.rl_weight <= 0 or self.fake_scale <= 0:
             raise ValueError("guidance_jitter must be at least 0, rl_weight and fake_scale above 0")
-        groups = {"dpo": self.dpo.groups, "grpo": self.grpo.groups}.get(self.rl, 0)
-        if self.reinforced and groups > self.batch_size:
+        if self.reinforced and self.groups > self.batch_size:
             raise ValueError(f"{self.rl}.groups are prompts of the batch: at most batch_size")
 
     @property
     def distils(self) -> bool:
         """Whether the phase has distribution matching."""
         return self.phase != "rl_only"
+
+    @property
+    def groups(self) -> int:
+        """The prompts of a batch, per process, that the reward term rolls out itself; 0 where it does not."""
+        return {"dpo": self.dpo.groups, "grpo": self.grpo.groups}.get(self.rl, 0)
 
     @property
     def reinforced(self) -> bool:
@@ -114,6 +119,7 @@ class Dmdr(RolesTrainer):
         self.roles = Roles(backbone, c.student, fake_score, c.ema, world, reference=c.reinforced and kept)
         self.statistics = RunningStatistics(c.rt_dm.decay)
         self.prompts_per_step = c.batch_size
+        self._groups = world.share(c.groups, f"{c.rl}.groups") if c.reinforced and c.groups else 0
 
     def step(self, prompts: Sequence[Prompt], iteration: int) -> Logs:
         """Update the fake score, and at every R-th iteration the student on the same batch."""
@@ -189,10 +195,9 @@ class Dmdr(RolesTrainer):
         scores = {name: world.gather(score) for name, score in own.items()}
         self.statistics.update(scores)
         w = reward_weights(scores, self.rewards, self.statistics, c.rt_dm)
+        logs = reward_logs(own, world.gather) | {"weight_max": w.max().item()}
         w = w[world.rank * len(x_K) : (world.rank + 1) * len(x_K)]
-        return w.to(x_K).view(-1, *[1] * (x_K.ndim - 1)), reward_logs(own, world.gather) | {
-            "weight_max": w.max().item()
-        }
+        return w.to(x_K).view(-1, *[1] * (x_K.ndim - 1)), logs
 
     def _reinforce(self, x0: Tensor | None, prompts: Sequence[Prompt]) -> tuple[dict[str, Tensor], Logs]:
         """Return (the terms of L_rl, what the log shall hold of the rewards)."""
@@ -200,9 +205,9 @@ class Dmdr(RolesTrainer):
         if c.rl == "refl" and x0 is not None:
             student = roles.velocity("student", prompts)
             return refl_losses(x0, student, prompts, self._protocol, roles, self.rewards, c.refl)
+        group = spread(prompts, self._groups)
         if c.rl == "dpo":
-            return online_dpo_loss(prompts[: c.dpo.groups], self._protocol, roles, self.rewards, c.dpo)
-        group = prompts[: c.grpo.groups]
+            return online_dpo_loss(group, self._protocol, roles, self.rewards, c.dpo)
         epoch = collect(group, self._stochastic, roles, self.rewards, c.grpo, self.world, graphs=True)
         logs = reward_logs(epoch.rolled.scores, self.world.gather) | {"kept": epoch.share}
         if not epoch.share:

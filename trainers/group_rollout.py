@@ -56,10 +56,9 @@ def gathered_advantages(
     kind: subgrpo.Advantage,
     limit: float,
     world: World,
-) -> tuple[Tensor, float]:
-    """Return (A [B] of own images within +-limit, the share of all processes' images where it is not 0)."""
+) -> tuple[Tensor, Tensor]:
+    """Return (A [B] of own images within +-limit, A of the images of all processes)."""
     gathered = {name: world.gather(score.detach()) for name, score in scores.items()}
     advantage = subgrpo.advantages(gathered, rewards.weights, group_size, kind).clamp(-limit, limit)
     count = len(next(iter(scores.values())))
-    own = advantage[world.rank * count : (world.rank + 1) * count]
-    return own, int((advantage != 0).sum()) / len(advantage)
+    return advantage[world.rank * count : (world.rank + 1) * count], advantage

@@ -23,6 +23,11 @@ def repeat_members(prompts: Sequence[T], group_size: int) -> list[T]:
     return [prompt for prompt in prompts for _ in range(group_size)]
 
 
+def spread(prompts: Sequence[T], count: int) -> list[T]:
+    """Return `count` prompts, evenly spread: those that processes choose from their shares are those of the whole."""
+    return [prompts[n * len(prompts) // count] for n in range(count)]
+
+
 def group_noise(
     texts_P: Sequence[str],
     group_size: int,

@@ -65,12 +65,23 @@ class GrpoEpoch:
 
     rolled: GroupRollout
     advantage_B: Tensor
-    share: float  # of the images of all processes that are kept
+    everyone: Tensor  # advantages of the images of all processes
+    first: int = 0  # the place of this process's first image among them
+
+    @property
+    def share(self) -> float:
+        """The share of all processes' images that are kept."""
+        return int((self.everyone != 0).sum()) / len(self.everyone)
 
     @property
     def kept(self) -> Tensor:
         """The rows of this process's images that are kept."""
         return self.advantage_B.nonzero().flatten()
+
+    def parts(self, updates: int) -> list[Tensor]:
+        """Return the kept rows of this process by update: the kept images of all are cut into equal parts."""
+        cut = [part - self.first for part in self.everyone.nonzero().flatten().tensor_split(updates)]
+        return [rows[(rows >= 0) & (rows < len(self.advantage_B))] for rows in cut]
 
     def weight(self, rows: Tensor, updates: int) -> float:
         """Return what makes the mean over `rows` this process's part of one update's mean over all kept images."""
@@ -99,9 +110,8 @@ def collect(
     """Roll P groups out and score them; with `graphs` the trained steps keep theirs, for a single update."""
     trained = range(1, protocol.num_inference_steps) if graphs else ()
     rolled = roll_out_groups(roles, rewards, prompts, c.group_size, protocol, grad=trained)
-    return GrpoEpoch(
-        rolled, *gathered_advantages(rolled.scores, rewards, c.group_size, c.advantage, c.advantage_limit, world)
-    )
+    own, everyone = gathered_advantages(rolled.scores, rewards, c.group_size, c.advantage, c.advantage_limit, world)
+    return GrpoEpoch(rolled, own, everyone, world.rank * len(own))
 
 
 def grpo_loss(epoch: GrpoEpoch, rows: Tensor, protocol: Protocol, roles: Roles, c: GrpoTerm) -> Tensor:
@@ -183,7 +193,7 @@ class Grpo(RolesTrainer):
         epoch = collect(prompts, self._rollout, self.roles, self.rewards, c, self.world, graphs)
         logs = reward_logs(epoch.rolled.scores, self.world.gather) | {"kept": epoch.share, "rl_loss": 0.0}
         # 2. The clipped loss on each part; rho leaves 1 from the second update on
-        for part in epoch.kept.tensor_split(updates) if epoch.share else ():
+        for part in epoch.parts(updates) if epoch.share else ():
             for rows in part.split(c.microbatch or max(1, len(part))) if len(part) else ():
                 loss = epoch.weight(rows, updates) * grpo_loss(epoch, rows, self._rollout, self.roles, c)
                 loss.backward(inputs=self.roles.student.parameters)

@@ -4,8 +4,9 @@
 
 A run needs no picture but the teacher's: pairs (z, x_teacher) of the first prompts it meets are drawn once, kept on
 disk, and then taken at random. A pair's file is named after all that decides it (weights, levels, guidance, prompts,
-seed), so an interrupted run finds what it has drawn, and another run may share it. Passes are counted as if every run
-had drawn its own: budgets stay comparable, and a resumed run counts what the uninterrupted one would have.
+seed), so an interrupted run finds what it has drawn, and another run may share it. Several processes draw one set
+together. Passes are counted as if every run had drawn its own: budgets stay comparable, and a resumed run counts what
+the uninterrupted one would have.
 
 Source: pairs of the original DMD, arXiv:2311.18828, Sec. 3.3; as a GAN's "real" samples, DP-DMD's baselines.
 Departure: the original draws its pairs before the training starts, from prompts of its own.
@@ -43,7 +44,7 @@ PICTURES = frozenset({".png", ".jpg", ".jpeg", ".webp", ".bmp"})
 class TeacherSamplesConfig:
     """How many samples of the teacher a run draws, and how."""
 
-    count: int = 1024  # of each process; a sample costs `steps` passes, twice as many under guidance
+    count: int = 1024  # of all processes together; a sample costs `steps` passes, twice as many under guidance
     steps: int = 30
     schedule: Schedule = "diffusers_n"  # of the teacher's levels
     shift: float = 1.0  # of the teacher's levels; 3 for SD3
@@ -95,8 +96,6 @@ class TeacherSamples:
             "levels": self._levels,
             "guidance_scale": guidance_scale,
             "seed": settings.seed,
-            "processes": world.processes,
-            "rank": world.rank,
         }
         self._batches: list[list[str]] = []  # prompts, in the order they were drawn for
         self._z, self._x0 = torch.empty(2, 0, *backbone.latent_shape)
@@ -106,7 +105,8 @@ class TeacherSamples:
 
         Raises UserError where a file is damaged."""
         if len(self._z) < self._settings.count:
-            self._draw([prompt.text for prompt in prompts][: self._settings.count - len(self._z)])
+            everyones = self._world.gather_list([prompt.text for prompt in prompts])
+            self._draw(everyones[: self._settings.count - len(self._z)])
         texts = [text for batch in self._batches for text in batch]
         rows = draws.rows(count, lambda n, own: torch.randint(len(texts), (n,), generator=own))
         z, x0 = (kept[rows].to(self._backbone.device) for kept in (self._z, self._x0))
@@ -128,25 +128,28 @@ class TeacherSamples:
             self._draw(texts)
 
     def _draw(self, texts: list[str]) -> None:
-        """Add the teacher's samples of a batch of prompts, from disk where they are there."""
-        number, w = len(self._batches), self._world
-        z = Draws(f"{self._settings.seed}/{number}", w.rank, w.processes).normal(
-            (len(texts), *self._backbone.latent_shape), self._backbone.device
-        )
-        passes, cost = self._backbone.passes, len(texts) * self._settings.steps * (1 + (self._guidance_scale > 1))
+        """Add the teacher's samples of a batch of all processes' prompts, from disk where they are there."""
+        number, world = len(self._batches), self._world
+        shape = (len(texts), *self._backbone.latent_shape)
+        z = Draws(f"{self._settings.seed}/{number}").normal(shape, torch.device("cpu"))
+        own = torch.arange(len(texts)).tensor_split(world.processes)[world.rank]
+        passes, cost = self._backbone.passes, len(own) * self._settings.steps * (1 + (self._guidance_scale > 1))
         key = json.dumps(self._identity | {"number": number, "prompts": texts}, sort_keys=True)
         path = Path(self._settings.folder) / f"{hashlib.sha256(key.encode()).hexdigest()}.safetensors"
-        if not path.is_file():
-            teacher = partial(
-                self._backbone.velocity,
-                "teacher",
-                prompts=self._backbone.encode(texts),
-                guidance_scale=self._guidance_scale,
-            )
-            _write(path, teacher_anchor(teacher, z, self._levels).cpu())
+        if not all(world.gather_list([path.is_file()])):  # drawing is for all of them, or for none
+            x0 = torch.cat(world.gather_list([self._teacher_samples(z[own], [texts[row] for row in own.tolist()])]))
+            if not path.is_file():
+                _write(path, x0)
         self._backbone.passes = passes + cost
         self._batches.append(texts)
-        self._z, self._x0 = torch.cat([self._z, z.cpu()]), torch.cat([self._x0, _read(path)])
+        self._z, self._x0 = torch.cat([self._z, z]), torch.cat([self._x0, _read(path)])
+
+    def _teacher_samples(self, z: Tensor, texts: list[str]) -> Tensor:
+        if not texts:  # fewer prompts than processes
+            return z
+        prompts = self._backbone.encode(texts)
+        teacher = partial(self._backbone.velocity, "teacher", prompts=prompts, guidance_scale=self._guidance_scale)
+        return teacher_anchor(teacher, z.to(self._backbone.device), self._levels).cpu()
 
 
 class PictureLatents:

@@ -4,7 +4,8 @@ A run lives in its folder: run.json (settings), log.jsonl, checkpoint.pt, studen
 it continues, bit for bit as if it had not been interrupted; the log is cut back to the checkpoint.
 
 Several processes (torchrun, accelerate launch) train on one batch: each on its share of the prompts, with gradients,
-logs and counted passes brought together. The main one alone writes.
+logs and counted passes brought together. What is drawn for a sample depends on its place in the whole batch alone, so
+the number of processes decides nothing but the time, and may change when a run is resumed. The main one alone writes.
 """
 
 import json
@@ -30,6 +31,7 @@ from trainers.base import Trainer, World, find
 from trainers.canary import Canary
 from trainers.checkpoint import (
     LOG,
+    begun_with,
     claim_folder,
     forget_run,
     keep_state,
@@ -68,14 +70,18 @@ class Loop:
 
         `where` opens the errors in settings. Raises UserError for unknown names, bad settings and a folder that
         holds another run."""
+        self.accelerator = Accelerator(cpu=run.device == "cpu")
+        if not run.processes:
+            begun = begun_with(folder) if resume else 0
+            run = replace(run, processes=begun or self.accelerator.num_processes)
         self.method, self.run, self.folder = method, run, folder
         classes = {name: find(stage.trainer or method) for name, stage in run.stages.items()}
         settings = stage_settings(run, {name: trainer.Config for name, trainer in classes.items()}, where)
         self._methods = {name: (trainer, settings[name]) for name, trainer in classes.items()}
-        self.accelerator = Accelerator(cpu=run.device == "cpu")
         self._prompts = PromptSet(run.prompts.source, read_training_prompts(run.prompts.source))
         self._stream = PromptStream(self._prompts.prompts, run.prompts.balance, run.seed)
         self.rewards = load_rewards(run.rewards, self.accelerator.device)
+        self.rewards.gather = self.accelerator.gather
         own = (name for trainer, config in self._methods.values() for name in trainer.trained_on(config))
         self._rewarded = any(trainer.trains_on_rewards(c) for trainer, c in self._methods.values())
         self._trained_on = list(dict.fromkeys([*(self.rewards.ids if self._rewarded else ()), *own]))
@@ -112,11 +118,19 @@ class Loop:
 
     def _make_trainer(self, stage: str) -> Trainer:
         accelerator, (trainer, settings) = self.accelerator, self._methods[stage]
-        world, count = World(f"{self.run.seed}/{stage}"), accelerator.num_processes
-        if count > 1:
-            mean = partial(accelerator.reduce, reduction="mean")
-            world = World(world.seed, accelerator.process_index, count, mean, accelerator.gather)
-        return trainer(settings, self.backbone, self.rewards, world)
+        world = World(f"{self.run.seed}/{stage}", planned=self.run.processes)
+        if accelerator.num_processes > 1:
+            world = replace(
+                world,
+                rank=accelerator.process_index,
+                processes=accelerator.num_processes,
+                reduce=partial(accelerator.reduce, reduction="mean"),
+                gather=accelerator.gather,
+                gather_list=gather_object,
+            )
+        made = trainer(settings, self.backbone, self.rewards, world)
+        self._share = world.share(made.prompts_per_step, "prompts per iteration")
+        return made
 
     def _load_backbone(self, path: str) -> Backbone:
         torch.manual_seed(self.run.seed)  # of the adapters' initial weights
@@ -171,7 +185,7 @@ class Loop:
 
     def _step(self, trainer: Trainer, iteration: int) -> dict[str, float]:
         """Train on this process's share of the next prompts; count the passes of all processes."""
-        count, size, before = self.accelerator.num_processes, trainer.prompts_per_step, self.backbone.passes
+        count, size, before = self.accelerator.num_processes, self._share, self.backbone.passes
         own = self.accelerator.process_index * size
         logs = trainer.step(self._stream.take(size * count)[own : own + size], iteration)
         if count > 1:

@@ -46,6 +46,7 @@ class RewardBank:
         self._metrics = {one.id: loaded[one.id] for one in settings}
         self._missing = Counter[str]()
         self._scored = Counter[str]()
+        self.gather: Callable[[Tensor], Tensor] = lambda rows: rows  # the rows of all processes
 
     @property
     def ids(self) -> list[str]:
@@ -91,12 +92,13 @@ class RewardBank:
         metric = self._metrics[name]
         differentiable = metric.card.differentiable
         score = metric.reward(images, prompts) if differentiable else metric(images.detach(), prompts)
+        score = score.to(images.device)
         if not differentiable:
             self._scored[name] += len(score)
             self._missing[name] += int(score.isnan().sum())
-            score = without_gaps(name, score, prompts)
+            score = without_gaps(name, score, prompts, self.gather)
         sign = 1 if metric.card.higher_is_better else -1
-        return sign * score.float().to(images.device)
+        return sign * score.to(torch.promote_types(score.dtype, torch.float32))
 
     def take_missing(self) -> dict[str, float]:
         """Return what a log shall hold of images without a value since the last call: their share, by reward."""
@@ -110,22 +112,25 @@ class RewardBank:
         return shares
 
 
-def without_gaps(name: str, score_B: Tensor, prompts: Sequence[Prompt]) -> Tensor:
+def without_gaps(
+    name: str, score_B: Tensor, prompts: Sequence[Prompt], gather: Callable[[Tensor], Tensor] = lambda rows: rows
+) -> Tensor:
     """Return the scores with NaNs replaced by the mean of the prompt's other images, or of all where it has none.
 
-    In a group's relative rewards that is an advantage of exactly 0. Raises UserError where no image has a value."""
-    gap_B = score_B.isnan()
+    In a group's relative rewards that is an advantage of exactly 0. gather: gives the scores of all processes.
+    Raises UserError where no image has a value."""
+    everyone, gap_B = gather(score_B), score_B.isnan()
+    if everyone.isnan().all():
+        raise UserError(
+            f"reward {name}: none of {len(everyone)} images has a value; look at the images, or leave this reward out"
+        )
     if not gap_B.any():
         return score_B
-    if gap_B.all():
-        raise UserError(
-            f"reward {name}: none of {len(score_B)} images has a value; look at the images, or leave this reward out"
-        )
     filled = score_B.clone()
     texts = [prompt.text for prompt in prompts]
     for index in gap_B.nonzero()[:, 0].tolist():
-        same_B = torch.tensor([text == texts[index] for text in texts]) & ~gap_B
-        filled[index] = score_B[same_B if same_B.any() else ~gap_B].mean()
+        same_B = torch.tensor([text == texts[index] for text in texts], device=gap_B.device) & ~gap_B
+        filled[index] = score_B[same_B].mean() if same_B.any() else everyone.nanmean()
     return filled
 
 

@@ -204,18 +204,19 @@ class Rtdmd(RolesTrainer):
         if not self.config.reinforce.microbatch:
             return epoch
         student = self.roles.networks(epoch.members, self.config.guidance_scale).student
-        steps = {k: replay(student, step, self._protocol) for k, step in epoch.steps.items()}
-        return replace(epoch, steps=steps, scores=self._score(steps[self._last].x0, epoch.members))
+        steps, scores = {k: replay(student, step, self._protocol) for k, step in epoch.steps.items()}, epoch.scores
+        if self.config.reinforce.det_term:
+            scores = scores | self._score(steps[self._last].x0, epoch.members, self.rewards.differentiable)
+        return replace(epoch, steps=steps, scores=scores)
 
-    def _score(self, x0: Tensor, members: Sequence[Prompt]) -> dict[str, Tensor]:
+    def _score(self, x0: Tensor, members: Sequence[Prompt], only: Sequence[str] | None = None) -> dict[str, Tensor]:
         """Decode and score once: the same numbers are rewards of SubGRPO and, with their graph, the direct term."""
         with torch.set_grad_enabled(self.config.reinforce.det_term and x0.requires_grad):
-            return self.rewards.score(self.backbone.decode(x0), members)
+            return self.rewards.score(self.backbone.decode(x0), members, only)
 
     def _advantages(self, scores: dict[str, Tensor]) -> tuple[Tensor, Tensor, float]:
         """Return A [B], which images are kept [B], and the share that is kept of the images of all processes."""
-        c, world = self.config.reinforce, self.world
-        count = c.groups * c.group_size
+        c, world, count = self.config.reinforce, self.world, len(next(iter(scores.values())))
         if c.rl == "none":
             return torch.ones(count), torch.ones(count, dtype=torch.bool), 1.0
         gathered = {name: world.gather(score.detach()) for name, score in scores.items()}

@@ -4,7 +4,7 @@ import torch
 from torch import Tensor
 
 from trainers.draws import Draws
-from trainers.groups import group_noise, repeat_members
+from trainers.groups import group_noise, repeat_members, spread
 
 CPU = torch.device("cpu")
 INDEPENDENT = torch.tensor([[True, True, False, False], [True, False, True, False]])  # start, then steps 1 to 3
@@ -14,6 +14,13 @@ def make(
     seed: int = 0, epoch: int = 0, texts: tuple[str, str] = ("a", "b"), rank: int = 0
 ) -> Callable[[int], Tensor]:
     return group_noise(texts, 3, (2, 2), INDEPENDENT, Draws(seed, rank, 2), epoch, CPU)
+
+
+def test_processes_choose_from_their_shares_what_one_chooses_from_the_whole() -> None:
+    for batch, count, processes in ((12, 6, 3), (16, 4, 2), (6, 6, 3), (10, 4, 2)):
+        share, own = batch // processes, count // processes
+        parts = [spread(range(rank * share, (rank + 1) * share), own) for rank in range(processes)]
+        assert [row for part in parts for row in part] == spread(range(batch), count)
 
 
 def test_members_share_noise_exactly_where_the_step_is_not_trained() -> None:

@@ -1,4 +1,7 @@
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
+from threading import Barrier
+from typing import Any
 
 import pytest
 import torch
@@ -108,14 +111,35 @@ def test_whatever_decides_a_sample_decides_its_file(tmp_path: Path) -> None:
     assert len(list(tmp_path.iterdir())) == before + 3
 
 
-def test_processes_share_the_noise_of_one_and_draw_their_own_rows(tmp_path: Path) -> None:
-    config = TeacherSamplesConfig(count=4, steps=5, folder=str(tmp_path))
-    backbone, z = PointBackbone(MEAN, SPREAD), []
-    for rank, prompts in ((0, BATCHES[0][:2]), (1, BATCHES[0][2:])):
-        source = TeacherSamples(backbone, config, 1.0, World(rank=rank, processes=2))
-        z.append({tuple(row.tolist()) for row in source.pairs(prompts, Draws(0, rank, 2), 40).z})
-    single = TeacherSamples(backbone, config, 1.0, World()).pairs(BATCHES[0], Draws(0), 80)
-    assert not z[0] & z[1] and z[0] | z[1] == {tuple(row.tolist()) for row in single.z}
+def test_two_processes_draw_the_set_of_one_together_and_each_takes_its_rows(tmp_path: Path) -> None:
+    barrier, parts = Barrier(2, timeout=60), dict[int, list[Any]]()
+
+    def process(rank: int, folder: Path) -> tuple[Pairs, PointBackbone]:
+        def gather_list(own: list[Any]) -> list[Any]:
+            parts[rank] = own
+            barrier.wait()
+            whole = [*parts[0], *parts[1]]
+            barrier.wait()
+            return whole
+
+        world, backbone = World(rank=rank, processes=2, gather_list=gather_list), PointBackbone(MEAN, SPREAD)
+        # the last batch adds three pairs, which two processes cannot share evenly
+        source = TeacherSamples(backbone, TeacherSamplesConfig(count=7, steps=5, folder=str(folder)), 1.0, world)
+        own = slice(2 * rank, 2 * rank + 2)
+        taken = [source.pairs(batch[own], Draws(0, rank, 2), 4) for batch in BATCHES]
+        return taken[-1], backbone
+
+    with ThreadPoolExecutor(2) as pool:
+        one, two = pool.map(process, (0, 1), (tmp_path / "two",) * 2)
+    backbone = PointBackbone(MEAN, SPREAD)
+    single = samples(tmp_path / "one", backbone, count=7, steps=5)
+    expected = [single.pairs(batch, Draws(0), 8) for batch in BATCHES][-1]
+    assert torch.equal(torch.cat([one[0].z, two[0].z]), expected.z)
+    assert torch.allclose(torch.cat([one[0].x0, two[0].x0]), expected.x0, atol=1e-6)
+    assert [*one[0].prompts, *two[0].prompts] == expected.prompts
+    assert one[1].passes + two[1].passes == backbone.passes and one[1].passes == 4 * 5
+    names = [sorted(path.name for path in (tmp_path / name).iterdir()) for name in ("one", "two")]
+    assert names[0] == names[1]  # a run that goes on with another number of processes finds them
 
 
 def test_a_damaged_file_is_named(tmp_path: Path) -> None:

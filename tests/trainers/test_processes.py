@@ -1,11 +1,12 @@
-"""Two processes that train together (gloo, on the CPU) against one with the same batch."""
+"""Trainings by one, two and three processes (gloo, on the CPU): their number changes nothing but rounding."""
 
 import json
 import multiprocessing
 import os
+import shutil
 import signal
 import socket
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -14,13 +15,35 @@ import torch
 from accelerate.state import AcceleratorState, PartialState
 from torch import Tensor
 
-from metrics.base import Prompt
+from benchmarks.config import build
+from metrics.base import Prompt, UserError
 from tests.trainers.closed_form import ClosedFormMetric
-from tests.trainers.test_loop import assert_same, log_lines, settings
+from tests.trainers.test_loop import assert_same, log_lines
+from trainers import learner
 from trainers import loop as loop_module
+from trainers.base import World
+from trainers.checkpoint import begun_with
 from trainers.config import RunConfig
 from trainers.loop import Loop
 from trainers.rewards import RewardBank, RewardConfig
+
+COUNTS = (1, 2, 3)
+GENTLE = {"eps": 1e-4}  # of Adam: keeps rounding from becoming a direction
+PAIRS = {"count": 8, "steps": 3}
+# What processes could fall apart in: advantages over the groups of all; samples of the teacher and a discriminator;
+# running statistics of rewards; a part of the batch that is rolled out; images cut into several updates.
+METHODS: dict[str, dict[str, Any]] = {
+    "rtdmd": {
+        "phase": "reinforce", "reinforce": {"groups": 1, "group_size": 3, "microbatch": 2}, "fake_score": GENTLE,
+    },
+    "dmd2": {"batch_size": 1, "fake_score_updates": 2, "teacher_samples": PAIRS, "fake_score": GENTLE},
+    "rt_dm": {"phase": "rt_dm", "batch_size": 1, "fake_score_updates": 1, "fake_score": GENTLE},
+    "dmdr": {
+        "phase": "joint", "rl": "grpo", "batch_size": 2, "fake_score_updates": 1, "fake_score": GENTLE,
+        "grpo": {"groups": 1, "group_size": 2},
+    },
+    "grpo": {"updates": 2, "grpo": {"groups": 1, "group_size": 3, "microbatch": 2}},
+}  # fmt: skip
 
 
 class RednessOfMost(ClosedFormMetric):
@@ -37,21 +60,36 @@ def picky_reward(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(loop_module, "load_rewards", lambda settings, device: bank)
 
 
-def settings_of(pipeline: Path, source: Path, batch: int) -> RunConfig:
-    """Settings with `batch` prompts per process; Adam's eps keeps rounding from becoming a direction."""
-    optimiser = {"eps": 1e-4}
-    trainer = {
-        "cold_start": {"batch_size": batch},
-        "reinforce": {"groups": batch, "microbatch": 3},
-        "student": optimiser,
-        "fake_score": optimiser,
-    }
-    stages = {"cold_start": {"iterations": 2}, "reinforce": {"settings": {"student": optimiser}}}
-    return settings(pipeline, source, trainer=trainer, stages=stages)
+Make = Callable[..., RunConfig]
 
 
-def start(run: RunConfig, folder: Path, processes: int, die_at: int = -1) -> list[int | None]:
-    """Train in forked processes as a launcher starts them; each kills itself at an iteration. Return exit codes."""
+@pytest.fixture
+def run_of(pipeline_folder: Path, tmp_path: Path) -> Make:
+    """Return run(method, iterations, precision): batches for six processes, which 1, 2 and 3 can share."""
+    colours, shapes, ends = ["red", "green", "blue"], ["circle", "square", "cross"], ["", " and a cross"]
+    texts = [f"a {colour} {shape}{end}" for colour in colours for shape in shapes for end in ends]
+    source = tmp_path / "prompts.txt"
+    source.write_text("\n".join(texts) + "\n")
+
+    def run(method: str, iterations: int, precision: str, processes: int = 6) -> RunConfig:
+        trainer = METHODS[method] | {"student": GENTLE | {"lr": 1e-3}}
+        if "teacher_samples" in trainer:
+            trainer["teacher_samples"] = PAIRS | {"folder": str(tmp_path / "samples")}
+        table = {
+            "name": "tiny", "device": "cpu", "processes": processes, "checkpoint_every": 2, "log_every": 1,
+            "backbone": {"path": str(pipeline_folder), "lora": {"rank": 2, "alpha": 4}, "precision": precision},
+            "prompts": {"source": str(source)},
+            "trainer": trainer, "stages": {"only": {"iterations": iterations}},
+        }  # fmt: skip
+        return build(RunConfig, table, "tiny.toml")
+
+    return run
+
+
+def start(method: str, run: RunConfig, folder: Path, processes: int, die_at: int = -1) -> list[int | None]:
+    """Train in forked processes as a launcher starts them; each kills itself at an iteration. Return exit codes.
+
+    The first gradients, brought together, are kept in the folder."""
     with socket.socket() as free:
         free.bind(("127.0.0.1", 0))
         port = str(free.getsockname()[1])
@@ -62,7 +100,7 @@ def start(run: RunConfig, folder: Path, processes: int, die_at: int = -1) -> lis
         os.environ |= {"MASTER_ADDR": "127.0.0.1", "MASTER_PORT": port}
         AcceleratorState._reset_state(reset_partial_state=True)  # of the test process that was forked
         PartialState._reset_state()
-        loop = Loop("rtdmd", run, folder)
+        loop = Loop({"rt_dm": "dmdr"}.get(method, method), run, folder)
         assert loop.accelerator.num_processes == processes
         step, taken = loop._step, []
 
@@ -73,6 +111,8 @@ def start(run: RunConfig, folder: Path, processes: int, die_at: int = -1) -> lis
             return step(*arguments)
 
         loop._step = mortal  # type: ignore[method-assign]
+        if rank == 0:
+            _keep_first_gradients(folder / "first.pt")
         loop.train()
 
     started = [multiprocessing.get_context("fork").Process(target=work, args=(rank,)) for rank in range(processes)]
@@ -85,29 +125,92 @@ def start(run: RunConfig, folder: Path, processes: int, die_at: int = -1) -> lis
     return [process.exitcode for process in started]
 
 
-def weights(folder: Path) -> dict[str, list[Tensor]]:
-    state = torch.load(folder / "checkpoint.pt", weights_only=True)
-    return {role: state["trainer"][role]["parameters"] for role in ("student", "fake_score")}
+def _keep_first_gradients(path: Path) -> None:
+    """Write the gradients of the first update of each of the two networks, after they were brought together."""
+    clip, seen = learner.nn.utils.clip_grad_norm_, dict[int, list[Tensor]]()
+
+    def clip_and_keep(parameters: list[torch.nn.Parameter], limit: float) -> Tensor:
+        if id(parameters[0]) not in seen:
+            seen[id(parameters[0])] = [torch.zeros_like(p) if p.grad is None else p.grad.clone() for p in parameters]
+            torch.save(list(seen.values()), path)
+        return clip(parameters, limit)
+
+    learner.nn.utils.clip_grad_norm_ = clip_and_keep
 
 
-def test_two_processes_train_like_one_with_twice_the_batch_and_resume(
-    pipeline_folder: Path, prompt_file: Path, tmp_path: Path
+def first_gradients(folder: Path) -> list[Tensor]:
+    """Return the first gradient of each network as one vector."""
+    return [torch.cat([p.flatten() for p in of]) for of in torch.load(folder / "first.pt", weights_only=True)]
+
+
+def weights(folder: Path) -> Tensor:
+    """Return all trained weights at the end of a run as one vector."""
+    state = torch.load(folder / "checkpoint.pt", weights_only=True)["trainer"]
+    roles = [state[role]["parameters"] for role in ("student", "fake_score") if role in state]
+    return torch.cat([p.detach().flatten() for parameters in roles for p in parameters])
+
+
+def distance(found: Tensor, expected: Tensor) -> float:
+    """Return |found - expected| / |expected|."""
+    assert expected.norm() > 0
+    return float((found - expected).norm() / expected.norm())
+
+
+def logs_agree(one: Path, other: Path, rel: float) -> bool:
+    """Return whether two runs have logged the same iterations with the same values."""
+    for mine, theirs in zip(log_lines(one), log_lines(other), strict=True):
+        assert mine.pop("stage") == theirs.pop("stage")
+        assert mine == pytest.approx(theirs, rel=rel, abs=rel)
+    return True
+
+
+@pytest.mark.parametrize("method", METHODS)
+def test_gradients_and_weights_are_those_of_one_process(method: str, run_of: Make, tmp_path: Path) -> None:
+    run = run_of(method, 4, "float64")
+    for count in COUNTS:
+        shutil.rmtree(tmp_path / "samples", ignore_errors=True)  # each draws its own
+        assert start(method, run, tmp_path / str(count), count) == [0] * count
+    alone = tmp_path / "1"
+    for other in (tmp_path / str(count) for count in COUNTS[1:]):
+        for found, expected in zip(first_gradients(other), first_gradients(alone), strict=True):
+            assert distance(found, expected) <= 1e-8  # diffusers' RMSNorm takes its mean square in float32
+        assert distance(weights(other), weights(alone)) <= 1e-8
+        assert logs_agree(other, alone, rel=1e-5)
+    if method in ("rtdmd", "grpo"):
+        assert any(0 < line["kept"] < 1 for line in log_lines(alone))  # some groups were dropped
+
+
+@pytest.mark.parametrize("method", ["rtdmd", "dmd2"])
+def test_a_run_of_two_processes_that_was_killed_goes_on_with_one_and_with_three(
+    method: str, run_of: Make, tmp_path: Path
 ) -> None:
-    assert start(settings_of(pipeline_folder, prompt_file, 4), tmp_path / "one", 1) == [0]
-    half = settings_of(pipeline_folder, prompt_file, 2)
-    assert start(half, tmp_path / "two", 2) == [0, 0]
-    one, two = log_lines(tmp_path / "one"), log_lines(tmp_path / "two")
-    assert any(0 < line.get("kept", 0) < 1 for line in one)  # some groups were dropped, here or there
-    for alone, together in zip(one, two, strict=True):
-        assert together.pop("stage") == alone.pop("stage")
-        assert together == pytest.approx(alone, rel=1e-3, abs=1e-5)
-    for role, ours in weights(tmp_path / "two").items():
-        for mine, theirs in zip(ours, weights(tmp_path / "one")[role], strict=True):
-            assert torch.allclose(mine, theirs, atol=1e-5)
+    run = run_of(method, 4, "float64")
+    assert start(method, run, tmp_path / "whole", 1) == [0]
+    assert set(start(method, run, tmp_path / "killed", 2, die_at=3)) == {-signal.SIGKILL}
+    for count in (1, 3):
+        resumed = tmp_path / f"resumed-{count}"
+        shutil.copytree(tmp_path / "killed", resumed)
+        shutil.rmtree(tmp_path / "samples", ignore_errors=True)
+        assert start(method, run, resumed, count) == [0] * count
+        assert distance(weights(resumed), weights(tmp_path / "whole")) <= 1e-8
+        assert logs_agree(resumed, tmp_path / "whole", rel=1e-5)
+        record = json.loads((resumed / "student" / "training.json").read_text())
+        assert record["network_passes"] == log_lines(tmp_path / "whole")[-1]["passes"]
 
-    assert set(start(half, tmp_path / "killed", 2, die_at=3)) == {-signal.SIGKILL}
-    assert start(half, tmp_path / "killed", 2) == [0, 0]
-    assert log_lines(tmp_path / "killed") == log_lines(tmp_path / "two")
-    assert_same(weights(tmp_path / "killed"), weights(tmp_path / "two"))
-    record = json.loads((tmp_path / "killed" / "student" / "training.json").read_text())
-    assert record["network_passes"] == two[-1]["passes"]
+
+def test_a_run_resumed_by_as_many_processes_ends_bit_for_bit_the_same(run_of: Make, tmp_path: Path) -> None:
+    run = run_of("dmd2", 4, "float32", processes=0)
+    assert start("dmd2", run, tmp_path / "whole", 2) == [0, 0]
+    assert set(start("dmd2", run, tmp_path / "killed", 2, die_at=3)) == {-signal.SIGKILL}
+    assert start("dmd2", run, tmp_path / "killed", 2) == [0, 0]
+    assert log_lines(tmp_path / "killed") == log_lines(tmp_path / "whole")
+    assert_same(*(torch.load(tmp_path / name / "checkpoint.pt", weights_only=True) for name in ("killed", "whole")))
+    # without a number in the config, a run goes on with the batch that it began with
+    assert begun_with(tmp_path / "killed") == 2
+    assert Loop("dmd2", run, tmp_path / "killed").run.processes == 2
+
+
+def test_a_batch_that_cannot_be_shared_evenly_is_refused() -> None:
+    assert World(processes=4, planned=8).share(3, "prompts per iteration") == 6
+    with pytest.raises(UserError, match="6 prompts per iteration cannot be shared evenly by 4 processes"):
+        World(processes=4, planned=2).share(3, "prompts per iteration")

@@ -50,7 +50,8 @@ class BackboneConfig:
     resolution: int = 0  # pixels of a side; 0 = the folder's own
     training: Literal["lora", "full"] = "lora"
     lora: LoraConfig = LoraConfig()
-    precision: Literal["float32", "bfloat16"] = "float32"  # of the networks; sampling and losses are float32
+    # Of the networks; sampling and losses are float32. float64: all of it, for comparisons of small models.
+    precision: Literal["float32", "bfloat16", "float64"] = "float32"
     prompt_cache: int = 8192  # embeddings of so many prompts stay in memory
     prompt_cache_folder: str = ""  # there they stay on disk as well, for other runs too; "" = nowhere
     offload_text_encoders: bool = False  # on the CPU while no prompt is new

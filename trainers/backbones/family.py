@@ -47,10 +47,14 @@ class Family:
         self.settings, self.device, self.passes = settings, device, 0
         name = self.pipeline_class.__name__
         self.pipeline, self._protocol = load_base(Path(settings.path), name, device, settings.resolution)
+        self._dtype = torch.float64 if settings.precision == "float64" else torch.float32
         for component in self.pipeline.components.values():
             if isinstance(component, nn.Module):
                 component.requires_grad_(False).eval()
-        self._roles = _roles_of(getattr(self.pipeline, self.denoiser), settings, device)
+        if settings.precision == "float64":
+            for component in (getattr(self.pipeline, self.denoiser), self.pipeline.vae):
+                component.double()
+        self._roles = roles_of(getattr(self.pipeline, self.denoiser), settings, device)
         self._cache: OrderedDict[str, Row] = OrderedDict()
         self.latent_shape = self.latents()
 
@@ -111,7 +115,7 @@ class Family:
             # Always the same number of rows: a batch's shape decides the last bits of its rows, and a resumed run
             # meets other prompts together than the first one did.
             rows = self.embed(some + [""] * (ENCODED_AT_ONCE - len(some)))
-            self._cache |= {p: tuple(x.clone() for x in row) for p, row in zip(some, rows, strict=False)}
+            self._cache |= {p: tuple(self._kept(x) for x in row) for p, row in zip(some, rows, strict=False)}
         for prompt in prompts:
             self._cache.move_to_end(prompt)
         found = [self._cache[prompt] for prompt in prompts]
@@ -150,20 +154,20 @@ class Family:
         )
         with hook:
             self._call(role, x_t, self._levels(t, len(x_t)), prompts, None)
-        return self.tokens(seen[0]).float()
+        return self.tokens(seen[0]).to(self._dtype)
 
     def decode(self, latents: Tensor) -> Tensor:
         """Return images [B, 3, H, W] in [0, 1]. Saturated pixels carry no gradient: on the screen nothing changes."""
         with self._autocast():
             images = self.pipeline.vae.decode(self.raw_latents(latents)).sample
-        return (images.float() / 2 + 0.5).clamp(0, 1)
+        return (images.to(self._dtype) / 2 + 0.5).clamp(0, 1)
 
     @torch.no_grad()
     def encode_pictures(self, images: Tensor) -> Tensor:
         """Return latents [B, ...] of images in [0, 1]: the mode of the autoencoder's posterior."""
         with self._autocast():
             z = self.pipeline.vae.encode(2 * images - 1).latent_dist.mode()
-        return self.trained_latents(z.float())
+        return self.trained_latents(z.to(self._dtype))
 
     def parameters(self, role: Role) -> list[nn.Parameter]:
         """Return what a role trains."""
@@ -205,16 +209,20 @@ class Family:
         network = self._roles.network(role, fake_scale)
         self.passes += len(x_t) * (2 if torch.is_grad_enabled() else 1)
         with self._autocast(), attention(self.device):
-            return self.predict(network, x_t, t, prompts).float()
+            return self.predict(network, x_t.to(self._dtype), t, prompts).to(self._dtype)
+
+    def _kept(self, x: Tensor) -> Tensor:
+        return x.to(self._dtype, copy=True) if x.is_floating_point() else x.clone()
 
     def _levels(self, t: Level, count: int) -> Tensor:
-        return torch.as_tensor(t, dtype=torch.float32, device=self.device).flatten().expand(count)
+        return torch.as_tensor(t, dtype=self._dtype, device=self.device).flatten().expand(count)
 
     def _autocast(self) -> contextlib.AbstractContextManager:
         return torch.autocast(self.device.type, torch.bfloat16, enabled=self.settings.precision == "bfloat16")
 
 
-def _roles_of(network: Any, settings: BackboneConfig, device: torch.device) -> AdapterRoles | CopyRoles:
+def roles_of(network: Any, settings: BackboneConfig, device: torch.device) -> AdapterRoles | CopyRoles:
+    """Return the roles of a frozen network as the settings ask for them."""
     if settings.training == "lora":
         adapters = AdapterRoles(network, settings.lora)
         if settings.gradient_checkpointing:

@@ -64,7 +64,7 @@ class Sdxl(Family):
             encoder_hidden_states=tokens,
             added_cond_kwargs={"text_embeds": pooled, "time_ids": self._sizes.expand(len(x_t), 6)},
         ).sample
-        return self._path.velocity(output.float(), x_t, level)
+        return self._path.velocity(output.to(self._dtype), x_t, level)
 
     def hidden(self, network: Any) -> tuple[nn.Module, bool]:
         """Return the UNet's middle block, the deepest one."""
