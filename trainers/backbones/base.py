@@ -55,7 +55,13 @@ class BackboneConfig:
     prompt_cache: int = 8192  # embeddings of so many prompts stay in memory
     prompt_cache_folder: str = ""  # there they stay on disk as well, for other runs too; "" = nowhere
     offload_text_encoders: bool = False  # on the CPU while no prompt is new
+    offload_autoencoder: bool = False  # on the CPU while nothing is decoded and no graph needs it
+    storage: Literal["float32", "bfloat16"] = "float32"  # of the frozen base; half the memory, of LoRA roles alone
     gradient_checkpointing: bool = False
+
+    def __post_init__(self) -> None:
+        if self.storage == "bfloat16" and (self.training, self.precision) != ("lora", "bfloat16"):
+            raise ValueError('storage = "bfloat16" needs training = "lora" and precision = "bfloat16"')
 
 
 class Backbone(Protocol):

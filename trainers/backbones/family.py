@@ -14,7 +14,7 @@ Axes: B images, latents [B, *latent_shape], images [B, 3, H, W] in [0, 1].
 import contextlib
 import hashlib
 from collections import OrderedDict
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from pathlib import Path
 from typing import Any, ClassVar
 
@@ -51,10 +51,15 @@ class Family:
         for component in self.pipeline.components.values():
             if isinstance(component, nn.Module):
                 component.requires_grad_(False).eval()
+        network = getattr(self.pipeline, self.denoiser)
         if settings.precision == "float64":
-            for component in (getattr(self.pipeline, self.denoiser), self.pipeline.vae):
-                component.double()
-        self._roles = roles_of(getattr(self.pipeline, self.denoiser), settings, device)
+            network.double()
+            self.pipeline.vae.double()
+        if settings.storage == "bfloat16":
+            network.bfloat16()
+        if settings.offload_autoencoder:
+            self.pipeline.vae.to("cpu")
+        self._roles = roles_of(network, settings, device)
         self._cache: OrderedDict[str, Row] = OrderedDict()
         self.latent_shape = self.latents()
 
@@ -158,16 +163,15 @@ class Family:
 
     def decode(self, latents: Tensor) -> Tensor:
         """Return images [B, 3, H, W] in [0, 1]. Saturated pixels carry no gradient: on the screen nothing changes."""
-        with self._autocast():
-            images = self.pipeline.vae.decode(self.raw_latents(latents)).sample
+        with self._autocast(), self._autoencoder() as vae:
+            images = vae.decode(self.raw_latents(latents)).sample
         return (images.to(self._dtype) / 2 + 0.5).clamp(0, 1)
 
     @torch.no_grad()
     def encode_pictures(self, images: Tensor) -> Tensor:
         """Return latents [B, ...] of images in [0, 1]: the mode of the autoencoder's posterior."""
-        with self._autocast():
-            z = self.pipeline.vae.encode(2 * images - 1).latent_dist.mode()
-        return self.trained_latents(z.to(self._dtype))
+        with self._autocast(), self._autoencoder() as vae:
+            return self.trained_latents(vae.encode(2 * images - 1).latent_dist.mode().to(self._dtype))
 
     def parameters(self, role: Role) -> list[nn.Parameter]:
         """Return what a role trains."""
@@ -216,6 +220,16 @@ class Family:
 
     def _levels(self, t: Level, count: int) -> Tensor:
         return torch.as_tensor(t, dtype=self._dtype, device=self.device).flatten().expand(count)
+
+    @contextlib.contextmanager
+    def _autoencoder(self) -> Iterator[Any]:
+        """Give the autoencoder on the device; where it is kept off it, it stays there only for a graph."""
+        vae = self.pipeline.vae
+        if self.settings.offload_autoencoder:
+            vae.to(self.device)
+        yield vae
+        if self.settings.offload_autoencoder and not torch.is_grad_enabled():
+            vae.to("cpu")
 
     def _autocast(self) -> contextlib.AbstractContextManager:
         return torch.autocast(self.device.type, torch.bfloat16, enabled=self.settings.precision == "bfloat16")

@@ -106,6 +106,8 @@ class AdapterRoles:
             # not the network's own add_adapter: diffusers' DiT has none
             config = self._fake_score_config if role == "fake_score" else self.config
             peft.inject_adapter_in_model(config, self._network, adapter_name=role)
+        for parameter in self._matrices(role):  # peft makes them of the base's dtype
+            parameter.data = parameter.data.to(torch.promote_types(parameter.dtype, torch.float32))
         for trained in ROLES:  # peft freezes those that were there before
             for parameter in self._matrices(trained):
                 parameter.requires_grad_(True)
