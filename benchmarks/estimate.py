@@ -86,9 +86,21 @@ def count_operations(model: Pipeline, protocol: Protocol) -> int | None:
     """Return the floating-point operations of one pass for one picture (a multiply-add is two).
 
     None for a denoiser whose inputs are not known here."""
-    import diffusers
     import torch
     from torch.utils.flop_counter import FlopCounterMode
+
+    if (shadow := without_contents(model, protocol)) is None:
+        return None
+    network, inputs = shadow
+    with torch.no_grad(), FlopCounterMode(display=False) as counter:
+        network(**inputs)
+    return int(counter.get_total_flops())
+
+
+def without_contents(model: Pipeline, protocol: Protocol) -> "tuple[Any, dict[str, Any]] | None":
+    """Return (the denoiser at true size on device "meta", its inputs for one picture), None as `count_operations`."""
+    import diffusers
+    import torch
 
     config = checkpoints.read_json(model.files.denoiser / "config.json")
     name = str(config.get("_class_name"))
@@ -96,10 +108,9 @@ def count_operations(model: Pipeline, protocol: Protocol) -> int | None:
         return None
     height, width = (pixels // model.pixels_per_latent for pixels in (protocol.height, protocol.width))
     text = TextTokens(_clip_tokens(model), protocol.call_arguments.get("max_sequence_length"))
-    with torch.device("meta"), torch.no_grad(), FlopCounterMode(display=False) as counter:
+    with torch.device("meta"):
         network = getattr(diffusers, name).from_config(config)
-        network(**_INPUTS[name](network.config, height, width, text))
-    return int(counter.get_total_flops())
+        return network, _INPUTS[name](network.config, height, width, text)
 
 
 @dataclass(frozen=True)

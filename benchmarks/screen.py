@@ -43,23 +43,23 @@ def guarded(command: Callable[[], int]) -> int:
 def show_catalogue(plugins: Sequence[str]) -> None:
     """List suites, metrics and cards of published models."""
     import_plugins(plugins)
-    suites = _table("suite", "tasks", "description")
+    suites = table_of("suite", "tasks", "description")
     for name in available_suites():
         suite = read_suite(name)
         suites.add_row(name, ", ".join(task.name for task in suite.tasks), suite.description)
-    metrics = _table("metric", "title", "unit", "better", "weights")
+    metrics = table_of("metric", "title", "unit", "better", "weights")
     scorer = Scorer(available())
     for name in scorer.metrics:
         card = scorer.card(name)
         better = "higher" if card.higher_is_better else "lower"
         metrics.add_row(name, card.title, card.unit, better, scorer.missing(name) or "here")
-    models = _table("published model", "title", "base", "steps", "guidance", "licence")
+    models = table_of("published model", "title", "base", "steps", "guidance", "licence")
     for name in available_cards():
         if published := find_card(name):
             how = card_protocol(published, name)
             steps, guidance = str(how.num_inference_steps), f"{how.guidance_scale:g}"
             models.add_row(name, published.title, published.base, steps, guidance, published.licence)
-    _print(suites, metrics, models)
+    print_tables(suites, metrics, models)
 
 
 def show_plan(prepared: "Prepared", device: str = "") -> None:
@@ -68,7 +68,7 @@ def show_plan(prepared: "Prepared", device: str = "") -> None:
     device: a name of benchmarks.estimate.DEVICES; "" = the present one. Raises UserError for an unknown one."""
     stated = find_device(device) if device else None
     plan, model = prepared.plan, prepared.model
-    sets = _table("image set", "prompts", "× images", "drawn", "passes each", "pictures")
+    sets = table_of("image set", "prompts", "× images", "drawn", "passes each", "pictures")
     seconds, costs = 0.0, []
     for image_set in plan.image_sets:
         total = len(image_set.items)
@@ -79,12 +79,12 @@ def show_plan(prepared: "Prepared", device: str = "") -> None:
             passes, size = str(per_image), f"{image_set.protocol.width}x{image_set.protocol.height}"
             if isinstance(model, Pipeline):
                 cost = estimate(model, image_set.protocol, _block_size(prepared))
-                here = stated or Device(_operations_per_second(prepared.device, image_set.protocol.dtype), 0)
+                here = stated or Device(operations_per_second(prepared.device, image_set.protocol.dtype), 0)
                 seconds += cost.seconds((total - drawn) * per_image, here)
                 costs.append(_cost_line(image_set.name, cost, per_image, stated))
         prompts = len(image_set.prompts.prompts)
         sets.add_row(image_set.name, str(prompts), str(image_set.images_per_prompt), f"{drawn}/{total}", passes, size)
-    metrics = _table("task", "metric", "weights")
+    metrics = table_of("task", "metric", "weights")
     for task in plan.tasks:
         if task.reason:
             metrics.add_row(task.spec.name, f"skipped ({task.n_images} images)", task.reason)
@@ -93,13 +93,13 @@ def show_plan(prepared: "Prepared", device: str = "") -> None:
             metrics.add_row(task.spec.name, name, "here")
         for name, reason in task.skipped.items():
             metrics.add_row(task.spec.name, name, f"skipped: {reason}")
-    _print(sets, metrics)
+    print_tables(sets, metrics)
     parameters = f"{model.parameters / 1e6:,.1f} M parameters" if model.parameters else "parameters unknown"
     print(f"model {model.name}: {parameters}, digest {model.digest[:12]}; run directory {prepared.out}")
     for line in costs:
         print(line)
     reached = "the device's peak" if stated else "a matrix product's speed, measured now,"
-    print(f"about {_duration(seconds)} of drawing on {device or prepared.device}, scoring aside:")
+    print(f"about {duration(seconds)} of drawing on {device or prepared.device}, scoring aside:")
     print(f"if {EFFICIENCY:.0%} of {reached} is reached; nothing was done")
 
 
@@ -107,19 +107,19 @@ def show_missing(metrics: Iterable[str]) -> None:
     """Show which weights these metrics lack: what, size, licence, and the command that brings them."""
     scorer = Scorer(metrics)
     if table := missing_table({metric: scorer.weights(metric) for metric in scorer.metrics}):
-        _print(table)
+        print_tables(table)
 
 
 def show_result(result: Result, out: Path) -> None:
     """Show every metric's value, interval and status."""
-    table = _table("task", "metric", "value", "95 % interval", "images", "status")
+    table = table_of("task", "metric", "value", "95 % interval", "images", "status")
     for task in result.tasks:
         for name, metric in task.metrics.items():
             value = f"{metric.value:.4f}" if metric.value is not None else "-"
             table.add_row(task.name, name, value, _interval(metric), str(metric.n_images), _status(metric))
         if not task.metrics:
             table.add_row(task.name, "-", "-", "-", "-", f"{task.status}: {task.reason}")
-    _print(table)
+    print_tables(table)
     for task in result.tasks:
         if task.n_trained_prompts:
             print(f"{task.name}: the model was trained on {task.n_trained_prompts} of its {task.n_prompts} prompts")
@@ -163,8 +163,8 @@ def _cost_line(name: str, cost: Estimate, passes: int, device: Device | None) ->
     )
 
 
-def _operations_per_second(device: str, dtype: str) -> float:
-    """Time a large matrix product: the median of several, after one that warms up."""
+def operations_per_second(device: str, dtype: str) -> float:
+    """Return a device's speed at a large matrix product: the median of several, after one that warms up."""
     import torch
 
     side = 1024 if device == "cpu" else 8192
@@ -177,20 +177,23 @@ def _operations_per_second(device: str, dtype: str) -> float:
     return 2 * side**3 / median(seconds[1:])
 
 
-def _duration(seconds: float) -> str:
+def duration(seconds: float) -> str:
+    """Return a time as people say it."""
     if seconds < 120:
         return f"{max(seconds, 1):.0f} seconds"
     return f"{seconds / 60:.0f} minutes" if seconds < 7200 else f"{seconds / 3600:.1f} hours"
 
 
-def _table(*columns: str) -> Table:
+def table_of(*columns: str) -> Table:
+    """Return an empty table with these headings."""
     table = Table(box=None, pad_edge=False, header_style="bold")
     for column in columns:
         table.add_column(column, overflow="fold")
     return table
 
 
-def _print(*tables: Table) -> None:
+def print_tables(*tables: Table) -> None:
+    """Print tables as wide as the terminal, or 160 columns where there is none."""
     console = Console(highlight=False, markup=False, width=None if sys.stdout.isatty() else 160)
     for table in tables:
         console.print(table)

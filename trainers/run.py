@@ -2,9 +2,11 @@
 
     python -m trainers.run rtdmd --config trainers/configs/rtdmd-micro.toml [--set trainer.sampler.eta=0.8]
     python -m trainers.run --preset rtdmd-sd3m                (a row of a paper's table; --presets lists them)
+    python -m trainers.run --preset rtdmd-sd3m --dry-run --plan-for h100     (what it would cost)
 
 The same command again continues where the last one stopped. On several accelerators, torchrun --nproc_per_node 8 -m
-trainers.run … trains on 8 times the batch. Exit codes: 0 done, 2 a mistake to mend, 1 ours.
+trainers.run … trains on 8 times the batch of the file, or shares a batch for `processes` of them. Exit codes: 0 done,
+2 a mistake to mend, 1 ours.
 """
 
 import os
@@ -39,6 +41,8 @@ class Arguments:
     benchmark: bool = True  # leave out the config's suite at the end
     list: bool = False  # show trainers and backbones
     presets: bool = False  # show the presets
+    dry_run: bool = False  # show passes, operations, memory and hours; nothing is done
+    plan_for: str = ""  # with --dry-run: on this device instead of the present one: h100, a100, …
     plugin: Annotated[tuple[str, ...], tyro.conf.UseAppendAction] = ()  # Python modules that register more of them
 
 
@@ -54,6 +58,11 @@ def main(arguments: Arguments) -> int:
         show_presets()
         return 0
     method, run, where = chosen_run(arguments)
+    if arguments.dry_run:
+        from trainers.plan import show_plan
+
+        show_plan(method, run, where, arguments.plan_for)
+        return 0
     folder = arguments.out or Path("runs") / run.name
     if not arguments.benchmark:
         run = replace(run, benchmark="")
