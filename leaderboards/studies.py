@@ -2,13 +2,17 @@
 
     leaderboards/studies/<name>.json    kind "claims" or "speed"; schema: leaderboards/studies.schema.json
 
-A claim is about a difference of two arms in one direction. Its verdict is no opinion but follows from the interval
-and from the smallest difference that would matter, both stated:
+A claim is about a difference of two arms. Its verdict is no opinion but follows from the 95 % interval [low, high]
+and from s, the smallest difference that would matter, both stated:
 
-    holds            the whole interval lies beyond 0 in the claimed direction
-    does not hold    the whole interval lies below the smallest difference that would matter
-    undecided        neither: more seeds or prompts are needed; `power` says how far the study could see
+    claimed       holds                       does not hold
+    above         low > 0                     high < s
+    not below     low > -s                    high < -s
+    near          -s < low and high < s       the whole interval lies outside -s .. s
+    apart from    low > 0 or high < 0         -s < low and high < s
 
+"below" and "not above" are mirror images. Otherwise a claim is undecided: more seeds or prompts are needed; `power`
+and `detectable` say how far the study could see. With fewer seeds of training than needed it is not judged at all.
 A difference above 0 that is surely too small to matter is "holds" in direction and says so by its size.
 """
 
@@ -22,6 +26,7 @@ from leaderboards.schema import MAX_FILE_BYTES, Count, Name, Number, ResultError
 
 STUDIES = Path(__file__).parent / "studies"
 Verdict = Literal["holds", "does not hold", "undecided"]
+Claimed = Literal["above", "below", "not below", "not above", "near", "apart from"]
 Id = Annotated[str, Field(pattern=r"^[a-z0-9][a-z0-9-]{0,79}$")]
 Share = Annotated[float, Field(ge=0, le=1)]
 Positive = Annotated[float, Field(gt=0, le=1e12)]
@@ -42,7 +47,7 @@ class Effect(Strict):
     value: Number
     low: Number  # 95 % interval
     high: Number
-    claimed: Literal["above", "below"]  # 0
+    claimed: Claimed  # 0
     smallest: Annotated[float, Field(ge=0, le=1e30)]  # size of a difference that would matter
 
     @model_validator(mode="after")
@@ -54,10 +59,16 @@ class Effect(Strict):
     @property
     def verdict(self) -> Verdict:
         """What the interval says of the claim."""
-        low, high = (self.low, self.high) if self.claimed == "above" else (-self.high, -self.low)
-        if low > 0:
-            return "holds"
-        return "does not hold" if high < self.smallest or high <= 0 else "undecided"
+        s, mirrored = self.smallest, self.claimed in ("below", "not above")
+        low, high = (-self.high, -self.low) if mirrored else (self.low, self.high)
+        within, outside = -s < low and high < s, low > s or high < -s
+        holds, fails = {
+            "above": (low > 0, high < s or high <= 0),
+            "not below": (low > -s, high < -s),
+            "near": (within, outside),
+            "apart from": (low > 0 or high < 0, within),
+        }[{"below": "above", "not above": "not below"}.get(self.claimed, self.claimed)]
+        return "holds" if holds else "does not hold" if fails else "undecided"
 
 
 class Point(Strict):
@@ -77,6 +88,7 @@ class Series(Strict):
 class Figure(Strict):
     """What a reader should see: lines over numbers, or intervals beside names."""
 
+    id: Annotated[str, Field(pattern=r"^([a-z0-9][a-z0-9-]{0,79})?$")] = ""  # names its picture, where it has one
     title: str
     x: str  # titles of the axes
     y: str
@@ -90,17 +102,26 @@ class Claim(Strict):
     statement: str
     source: Source
     arms: Annotated[list[str], Field(min_length=2, max_length=2)]
-    effect: Effect
-    seeds: Annotated[list[int], Field(min_length=1)]  # of training
-    prompts: Count
+    headline: bool = False
+    effect: Effect | None  # None: too little is there to say anything
+    seeds: list[int]  # of training
+    seeds_needed: Count = 1
+    prompts: Count  # 0: the measure is one number per training
     images_per_prompt: Count = 1
-    power: Share | None  # probability to find a difference of the smallest size that would matter; None = unknown
-    verdict: Verdict
+    power: Share | None  # probability to confirm the claim where it is as true as would matter; None = unknown
+    detectable: Annotated[float, Field(ge=0, le=1e30)] | None = None  # smallest difference confirmed 4 times of 5
+    verdict: Verdict | Literal["not judged"]
     notes: str = ""  # what the test leaves open
     figure: Figure | None = None
 
     @model_validator(mode="after")
     def _verdict_follows(self) -> "Claim":
+        if self.verdict == "not judged":
+            if len(self.seeds) >= self.seeds_needed and not self.notes:
+                raise ValueError("the claim has all its seeds: judge it, or say in `notes` why not")
+            return self
+        if self.effect is None or len(self.seeds) < max(1, self.seeds_needed):
+            raise ValueError(f"{len(self.seeds)} seeds of {self.seeds_needed}: the verdict must be 'not judged'")
         if self.verdict != self.effect.verdict:
             raise ValueError(
                 f"the verdict {self.verdict!r} does not follow: its interval says {self.effect.verdict!r}"
@@ -117,6 +138,7 @@ class Claims(Strict):
     about: str  # world, models, budget
     command: str  # that makes this file
     claims: Annotated[list[Claim], Field(min_length=1)]
+    figures: list[Figure] = Field(default_factory=list)  # of the study as a whole
 
     @model_validator(mode="after")
     def _ids_differ(self) -> "Claims":

@@ -100,3 +100,49 @@ def test_faults_are_named_by_file_and_key(
 def test_the_committed_schema_and_studies_are_valid() -> None:
     assert (ROOT / "studies.schema.json").read_text(encoding="utf-8") == study_json_schema()
     read_studies(STUDIES)
+
+
+@pytest.mark.parametrize(
+    ("low", "high", "claimed", "verdict"),
+    [
+        (-0.01, 0.07, "not below", "holds"),
+        (-0.07, 0.01, "not above", "holds"),
+        (-0.07, -0.03, "not below", "does not hold"),
+        (0.03, 0.07, "not above", "does not hold"),
+        (-0.03, -0.01, "not below", "undecided"),
+        (-0.01, 0.01, "near", "holds"),
+        (0.03, 0.04, "near", "does not hold"),
+        (-0.04, -0.03, "near", "does not hold"),
+        (-0.01, 0.03, "near", "undecided"),
+        (0.001, 0.04, "apart from", "holds"),
+        (-0.04, -0.001, "apart from", "holds"),
+        (-0.01, 0.01, "apart from", "does not hold"),
+        (-0.01, 0.03, "apart from", "undecided"),
+    ],
+)
+def test_claims_of_equality_need_intervals_within_what_would_matter(
+    low: float, high: float, claimed: str, verdict: str
+) -> None:
+    effect = Effect(measure="m", unit="", value=(low + high) / 2, low=low, high=high, claimed=claimed, smallest=0.02)  # type: ignore[arg-type]
+    assert effect.verdict == verdict
+
+
+@pytest.mark.parametrize(
+    ("changes", "told"),
+    [
+        ({"seeds_needed": 5}, "must be 'not judged'"),
+        ({"effect": {"value": 0.04}, "verdict": "not judged"}, "has all its seeds"),
+        ({"seeds": [0, 1], "seeds_needed": 3, "verdict": "holds"}, "2 seeds of 3"),
+    ],
+)
+def test_a_claim_without_its_seeds_is_not_judged(tmp_path: Path, changes: dict[str, Any], told: str) -> None:
+    with pytest.raises(ResultError, match=told):
+        read_study(written(tmp_path, STUDY, **changes))
+
+
+def test_what_is_not_judged_is_still_listed(tmp_path: Path) -> None:
+    path = written(tmp_path, STUDY)
+    table = json.loads(path.read_text())
+    table["claims"][0] |= {"verdict": "not judged", "seeds": [], "seeds_needed": 3, "effect": None, "power": None}
+    path.write_text(json.dumps(table))
+    assert data.studies(read_studies(tmp_path))["claims"][0]["claims"][0]["verdict"] == "not judged"

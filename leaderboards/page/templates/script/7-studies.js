@@ -1,5 +1,5 @@
 // Studies: claims of papers put to the test, and speed as ratios measured side by side.
-const OUTCOME = { holds: "good", "does not hold": "bad", undecided: "muted" };
+const OUTCOME = { holds: "good", "does not hold": "bad", undecided: "muted", "not judged": "muted" };
 const signed = (x) => `${x > 0 ? "+" : ""}${number(x)}`;
 // Where an interval stands on a line that reaches as far as the widest end, zero (or one) in the middle.
 const balance = (value, low, high, reach, middle = 0) => {
@@ -24,14 +24,14 @@ const figureOf = (figure) => {
   return h("figure", {}, h("figcaption", { class: "quiet" }, figure.title), plot(spec, figure.title));
 };
 const claimOf = (claim) => {
-  const e = claim.effect, reach = Math.max(Math.abs(e.low), Math.abs(e.high), e.smallest);
+  const e = claim.effect, reach = e ? Math.max(Math.abs(e.low), Math.abs(e.high), e.smallest) : 1;
   return h("article", { class: "card claim", id: `claim-${claim.id}` },
     h("h3", {}, h("span", { class: `verdict-chip ${OUTCOME[claim.verdict]}` }, claim.verdict), " ", claim.statement),
     h("p", { class: "quiet" }, `${claim.source.paper}, ${claim.source.where}`),
-    h("p", {}, h("bdi", {}, claim.arms[0]), " − ", h("bdi", {}, claim.arms[1]), `: ${e.measure} `, h("strong", {}, signed(e.value)), ` ${e.unit}, 95 % ${number(e.low)} to ${number(e.high)}; claimed to lie ${e.claimed} 0, and to matter from ${number(e.smallest)}.`),
-    balance(e.value, e.low, e.high, reach),
+    h("p", {}, h("bdi", {}, claim.arms[0]), " − ", h("bdi", {}, claim.arms[1]), e ? [`: ${e.measure} `, h("strong", {}, signed(e.value)), ` ${e.unit}, 95 % ${number(e.low)} to ${number(e.high)}; claimed to lie ${e.claimed} 0, and to matter from ${number(e.smallest)}.`] : "."),
+    e ? balance(e.value, e.low, e.high, reach) : null,
     claim.figure ? figureOf(claim.figure) : null,
-    h("p", { class: "quiet" }, `${claim.seeds.length} seeds of training, ${claim.prompts} prompts × ${claim.images_per_prompt} pictures`, claim.power === null ? "; power unknown" : `; power ${Math.round(100 * claim.power)} % for a difference that matters`, claim.notes ? `. ${claim.notes}` : "."));
+    h("p", { class: "quiet" }, `${claim.seeds.length}${claim.seeds.length < claim.seeds_needed ? ` of ${claim.seeds_needed}` : ""} seeds of training`, claim.prompts ? `, ${claim.prompts} prompts × ${claim.images_per_prompt} pictures` : "", claim.power === null ? "; power unknown" : `; power ${Math.round(100 * claim.power)} % for a difference that matters`, claim.detectable === null ? "" : `, 80 % from ${number(claim.detectable)} on`, claim.notes ? `. ${claim.notes}` : "."));
 };
 const studyHead = (study) => [h("h2", {}, study.title), h("p", { class: "quiet" }, `${study.about} Made by `, h("code", {}, study.command), ".")];
 
@@ -46,8 +46,9 @@ fewstep.views.claims = {
       h("div", { class: "tools" }, select("Verdict", wanted, [["", "all"], ...Object.keys(OUTCOME).map((v) => [v, v])], (verdict) => state.set({ verdict }))),
       studies.map((study) => [studyHead(study),
         h("p", {}, counts(study).map(([v, n]) => [h("span", { class: `verdict-chip ${OUTCOME[v]}` }, `${n} ${v}`), " "])),
-        h("div", { class: "cards wide" }, study.claims.filter((c) => !wanted || c.verdict === wanted).map(claimOf))]),
-      h("p", { class: "quiet" }, "holds: the whole interval lies on the claimed side of 0. does not hold: the whole interval lies below what would matter. undecided: neither; the study cannot tell."),
+        h("div", { class: "cards wide" }, study.claims.filter((c) => !wanted || c.verdict === wanted).map(claimOf)),
+        wanted ? null : h("div", { class: "cards wide" }, study.figures.map((figure) => h("article", { class: "card" }, figureOf(figure))))]),
+      h("p", { class: "quiet" }, "holds: the whole interval lies where the claim says. does not hold: the whole interval lies where it does not, or below what would matter. undecided: neither; the study cannot tell. not judged: too few seeds."),
     ];
   },
 };
