@@ -1,0 +1,88 @@
+"""Intervals over seeds and prompts: known answers, coverage by simulation, power."""
+
+import math
+
+import numpy as np
+import pytest
+from scipy import stats
+
+from leaderboards.schema import ResultError
+from leaderboards.seeds import coverage, effect, mean_squares
+
+ONLY_SEEDS, ONLY_PROMPTS, ONLY_REST = (1.0, 0.0, 1e-6), (0.0, 1.0, 1e-6), (0.0, 0.0, 1.0)
+EQUAL_SHARES = (0.07, 0.3, 0.5)  # of 60 prompts and 3 seeds: the error of the mean comes from all three alike
+
+
+def ours(d_SP: np.ndarray) -> tuple[float, float]:
+    found = effect(d_SP)
+    return found.low, found.high
+
+
+def test_one_number_per_seed_gives_students_interval() -> None:
+    d_S = np.array([0.1, 0.4, 0.2, 0.35])
+    found = effect(d_S)
+    expected = stats.t.interval(0.95, 3, loc=d_S.mean(), scale=stats.sem(d_S))
+    assert (found.low, found.high) == pytest.approx(expected, rel=1e-12)
+    assert (found.seeds, found.prompts, found.freedom) == (4, 0, pytest.approx(3))
+
+
+def test_mean_squares_are_those_of_a_two_way_table() -> None:
+    d_SP = np.array([[1.0, 2.0, 6.0], [3.0, 4.0, 5.0]])
+    # by hand: mean 3.5; seeds 3, 4; prompts 2, 3, 5.5; rest ± .5, ± .5, ± 1
+    assert mean_squares(d_SP) == pytest.approx((1.5, 6.5, 1.5))
+
+
+def test_prompts_alone_give_the_interval_of_their_means() -> None:
+    prompt_P = np.random.default_rng(0).standard_normal(40)
+    found = effect(np.stack([prompt_P] * 3))
+    expected = stats.t.interval(0.95, 39, loc=prompt_P.mean(), scale=stats.sem(prompt_P))
+    assert (found.low, found.high) == pytest.approx(expected, rel=1e-9)
+
+
+@pytest.mark.parametrize("deviations", [ONLY_SEEDS, ONLY_PROMPTS, EQUAL_SHARES], ids=["seeds", "prompts", "all"])
+@pytest.mark.parametrize("seeds", [3, 5])
+def test_the_interval_covers_whatever_dominates(deviations: tuple[float, float, float], seeds: int) -> None:
+    covered = coverage(ours, seeds, 60, deviations, runs=1200)
+    assert covered >= 0.95 - 3 * math.sqrt(0.95 * 0.05 / 1200)
+
+
+def test_images_alone_make_it_wide_not_wrong() -> None:
+    assert coverage(ours, 3, 60, ONLY_REST, runs=600) > 0.95
+    assert coverage(ours, 5, 60, ONLY_REST, runs=600) < 0.999  # and not without bounds
+
+
+def test_the_simulation_tells_an_interval_that_forgets_seeds() -> None:
+    def prompts_only(d_SP: np.ndarray) -> tuple[float, float]:
+        prompt_P = d_SP.mean(axis=0)
+        return stats.t.interval(0.95, len(prompt_P) - 1, loc=prompt_P.mean(), scale=stats.sem(prompt_P))
+
+    assert coverage(prompts_only, 3, 60, (0.3, 0.3, 0.5), runs=400) < 0.5
+
+
+def test_a_detectable_difference_is_detected_four_times_of_five() -> None:
+    draw, deviations = np.random.default_rng(1), (0.05, 0.3, 0.5)
+
+    def drawn(shift: float) -> np.ndarray:
+        d_SP = shift + deviations[0] * draw.standard_normal((5, 1)) + deviations[1] * draw.standard_normal((1, 60))
+        return d_SP + deviations[2] * draw.standard_normal((5, 60))
+
+    detectable = np.mean([effect(drawn(0.0)).detectable() for _ in range(200)])
+    found = np.mean([effect(drawn(float(detectable))).low > 0 for _ in range(400)])
+    assert 0.72 < found < 0.92
+
+
+def test_power_grows_with_what_would_matter_and_asks_more_of_equality() -> None:
+    found = effect(np.random.default_rng(2).standard_normal((5, 60)) * 0.1)
+    detectable = found.detectable()
+    assert detectable is not None and found.power("above", detectable) == pytest.approx(0.8)
+    assert found.power("near", detectable) == pytest.approx(0.6)
+    assert found.power("near", found.half_width / 2) == 0.0
+    assert found.power("above", 10.0) == pytest.approx(1.0)
+
+
+def test_what_cannot_be_told_is_refused() -> None:
+    with pytest.raises(ResultError, match="one seed"):
+        effect(np.zeros((1, 30)))
+    with pytest.raises(ResultError, match="not finite"):
+        effect(np.array([[0.0, np.nan], [0.0, 1.0]]))
+    assert effect(np.zeros((3, 4))).power("above", 0.1) is None  # nothing varied at all
