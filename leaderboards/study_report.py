@@ -1,0 +1,142 @@
+"""A study of claims as text and pictures, made from its JSON alone:
+
+    python -m leaderboards.study_report leaderboards/studies/micro-claims.json
+
+writes <name>.md beside it and <name>/<figure>.svg of every figure, drawn by Vega-Lite as the page draws it.
+"""
+
+import sys
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+from leaderboards.schema import ResultError
+from leaderboards.store import write_atomically
+from leaderboards.studies import Claim, Claims, Figure, read_study
+
+WIDTH, HEIGHT = 560, 300
+MARK = {
+    "holds": "**holds**",
+    "does not hold": "**does not hold**",
+    "undecided": "undecided",
+    "not judged": "not judged",
+}
+
+
+def write_study(study: Claims, path: Path) -> list[Path]:
+    """Write a study's JSON, its text and its pictures; return their paths. The same study gives the same bytes."""
+    path.parent.mkdir(parents=True, exist_ok=True)
+    write_atomically(path, (study.model_dump_json(indent=1) + "\n").encode())
+    return [path, *write_report(study, path)]
+
+
+def write_report(study: Claims, path: Path) -> list[Path]:
+    """Write the text and the pictures of a study whose JSON lies at `path`; return their paths."""
+    import vl_convert
+
+    written, pictures = [], path.with_suffix("")
+    for figure in study.figures:
+        pictures.mkdir(exist_ok=True)
+        picture = pictures / f"{figure.id}.svg"
+        write_atomically(picture, vl_convert.vegalite_to_svg(vega_lite(figure)).encode())
+        written.append(picture)
+    text = path.with_suffix(".md")
+    write_atomically(text, ("\n".join(_lines(study, path)) + "\n").encode())
+    return [text, *written]
+
+
+def vega_lite(figure: Figure) -> dict[str, Any]:
+    """Return the Vega-Lite specification of a figure: lines over numbers, intervals beside names."""
+    values = [point.model_dump() | {"name": one.name} for one in figure.series for point in one.points]
+    named = any(isinstance(value["x"], str) for value in values)
+    lonely = all(len(one.points) == 1 for one in figure.series)
+    x: dict[str, Any] = {
+        "field": "x",
+        "type": "nominal" if named else "quantitative",
+        "title": figure.x,
+        "sort": None,
+    }
+    if not named:
+        x["scale"] = {"zero": False}
+    y = {"field": "y", "type": "quantitative", "title": figure.y, "scale": {"zero": False}}
+    colour = {"field": "name", "type": "nominal", "title": None, "sort": None, "scale": {"scheme": "tableau20"}}
+    shared = {"x": x, "color": colour} | ({"xOffset": {"field": "name", "sort": None}} if named else {})
+    interval = {"type": "rule", "strokeWidth": 2} if named or lonely else {"type": "area", "opacity": 0.15}
+    line = (
+        {"type": "point", "filled": True, "size": 60} if named or lonely else {"type": "line", "point": {"size": 20}}
+    )
+    layers = [{"mark": line, "encoding": shared | {"y": y}}]
+    if any(value["low"] is not None for value in values):
+        ends = {"y": y | {"field": "low"}, "y2": {"field": "high"}}
+        layers.insert(0, {"mark": interval, "encoding": shared | ends})
+    return {
+        "$schema": "https://vega.github.io/schema/vega-lite/v6.json",
+        "title": {"text": figure.title, "anchor": "start", "fontWeight": "normal"},
+        "width": WIDTH,
+        "height": HEIGHT,
+        "background": "white",
+        "data": {"values": values},
+        "layer": layers,
+    }
+
+
+def _lines(study: Claims, path: Path) -> Iterator[str]:
+    yield f"# {study.title}"
+    yield ""
+    yield f"{study.about} Written by `{study.command}` from `{path.name}`, which holds every number shown here."
+    yield ""
+    counts = {verdict: sum(claim.verdict == verdict for claim in study.claims) for verdict in MARK}
+    yield ", ".join(f"{count} {verdict}" for verdict, count in counts.items() if count) + "."
+    for headline, title in ((True, "Headline claims"), (False, "Further claims")):
+        chosen = [claim for claim in study.claims if claim.headline == headline]
+        if chosen:
+            yield from (
+                "",
+                f"## {title}",
+                "",
+                "| Claim | Measure, arms | Difference, 95 % interval | Verdict | Seeds |",
+            )
+            yield "|---|---|---|---|---|"
+            yield from map(_row, chosen)
+    yield from (
+        "",
+        "An interval covers seeds of training and prompts. Claims are judged one by one, without correction",
+    )
+    yield 'for their number. "Seen from" is the smallest difference that four of five such studies would find.'
+    for figure in study.figures:
+        yield from ("", f"![{figure.title}]({path.stem}/{figure.id}.svg)")
+
+
+def _row(claim: Claim) -> str:
+    source = f"{claim.source.paper}, {claim.source.where}"
+    seeds = f"{len(claim.seeds)}" + (f" of {claim.seeds_needed}" if len(claim.seeds) < claim.seeds_needed else "")
+    arms = f"{claim.arms[0]} − {claim.arms[1]}"
+    notes = f"<br>{claim.notes}" if claim.notes else ""
+    if claim.effect is None:
+        return f"| {claim.statement}<br><sub>{source}</sub>{notes} | {arms} | – | {MARK[claim.verdict]} | {seeds} |"
+    e = claim.effect
+    size = f"{e.value:+.4f} ({e.low:+.4f} to {e.high:+.4f}) {e.unit}<br>claimed {e.claimed} 0; "
+    size += f"matters from {e.smallest:g}"
+    seen = "" if claim.detectable is None else f"; seen from {claim.detectable:.3g}"
+    power = "" if claim.power is None else f"; power {100 * claim.power:.0f} %"
+    return (
+        f"| {claim.statement}<br><sub>{source}</sub>{notes} | {e.measure}<br>{arms} | {size}{seen}{power} "
+        f"| {MARK[claim.verdict]} | {seeds} |"
+    )
+
+
+def main(paths: list[str]) -> int:
+    """Write text and pictures of studies; return the exit code."""
+    for path in map(Path, paths):
+        try:
+            study = read_study(path)
+        except ResultError as error:
+            print(error, file=sys.stderr)
+            return 2
+        if isinstance(study, Claims):
+            print(*write_report(study, path), sep="\n")
+    return 0
+
+
+if __name__ == "__main__":
+    sys.exit(main(sys.argv[1:]))

@@ -1,0 +1,64 @@
+"""A study's text and pictures come from its JSON alone."""
+
+import json
+from pathlib import Path
+
+import pytest
+
+from leaderboards.studies import Claims, Figure
+from leaderboards.study_report import main, vega_lite, write_study
+from tests.leaderboards.test_studies import CLAIM, HEAD
+
+POINTS = [{"x": 1, "y": 0.5, "low": 0.4, "high": 0.6}, {"x": 2, "y": 0.7, "low": 0.6, "high": 0.8}]
+FIGURE = {
+    "id": "curves",
+    "title": "Curves",
+    "x": "iteration",
+    "y": "reward",
+    "series": [{"name": "joint", "points": POINTS}],
+}
+UNJUDGED = CLAIM | {
+    "id": "later", "effect": None, "seeds": [0], "seeds_needed": 3, "verdict": "not judged", "power": None,
+    "figure": None, "headline": True, "notes": "",
+}  # fmt: skip
+
+
+def study() -> Claims:
+    return Claims.model_validate({**HEAD, "kind": "claims", "claims": [CLAIM, UNJUDGED], "figures": [FIGURE]})
+
+
+def test_text_lists_every_claim_with_its_count(tmp_path: Path) -> None:
+    written = write_study(study(), tmp_path / "s.json")
+    text = (tmp_path / "s.md").read_text()
+    assert [path.name for path in written] == ["s.json", "s.md", "curves.svg"]
+    assert "1 holds, 1 not judged." in text and "1 of 3" in text and "+0.0400 (+0.0100 to +0.0700)" in text
+    assert text.index("## Headline claims") < text.index("## Further claims")
+    assert "(s/curves.svg)" in text
+
+
+def test_pictures_are_drawn_again_from_the_json_alone(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    write_study(study(), tmp_path / "s.json")
+    before = (tmp_path / "s" / "curves.svg").read_bytes(), (tmp_path / "s.md").read_bytes()
+    for path in (tmp_path / "s" / "curves.svg", tmp_path / "s.md"):
+        path.unlink()
+    assert main([str(tmp_path / "s.json")]) == 0
+    assert ((tmp_path / "s" / "curves.svg").read_bytes(), (tmp_path / "s.md").read_bytes()) == before
+    assert before[0].startswith(b"<svg")
+    (tmp_path / "bad.json").write_text("{}")
+    assert main([str(tmp_path / "bad.json")]) == 2 and "bad.json" in capsys.readouterr().err
+
+
+@pytest.mark.parametrize(
+    ("points", "x_type", "marks"),
+    [
+        (POINTS, "quantitative", ["area", "line"]),
+        ([POINTS[0] | {"x": "a"}, POINTS[1] | {"x": "b"}], "nominal", ["rule", "point"]),
+        (POINTS[:1], "quantitative", ["rule", "point"]),
+        ([{"x": 1, "y": 2.0}, {"x": 2, "y": 3.0}], "quantitative", ["line"]),
+    ],
+)
+def test_lines_over_numbers_and_intervals_beside_names(points: list[dict], x_type: str, marks: list[str]) -> None:
+    figure = Figure.model_validate(FIGURE | {"series": [{"name": "n", "points": points}]})
+    spec = json.loads(json.dumps(vega_lite(figure)))
+    assert [layer["mark"]["type"] for layer in spec["layer"]] == marks
+    assert {layer["encoding"]["x"]["type"] for layer in spec["layer"]} == {x_type}
