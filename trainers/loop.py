@@ -9,6 +9,7 @@ the number of processes decides nothing but the time, and may change when a run 
 """
 
 import json
+import math
 import time
 from dataclasses import asdict, dataclass, replace
 from functools import partial
@@ -49,6 +50,10 @@ from trainers.rewards import load_rewards
 STUDENT = "student"
 PARTS = frozenset({"position", "passes", "prompts", "log_lines", "curves", "stages", "trainer"})  # of a checkpoint
 FREE = frozenset({"name", "benchmark", "export", "backbone.name"})  # settings that may change between two starts
+
+
+class Paused(Exception):
+    """The run's time is up: its checkpoint is written, and the same call continues it."""
 
 
 @dataclass
@@ -97,9 +102,13 @@ class Loop:
         self._curves: list[dict[str, Any]] = []
         self._stages: list[dict[str, Any]] = []  # what training.json tells of each finished stage
         self._log_lines = 0
+        self._until = math.inf
 
-    def train(self) -> Path:
-        """Run every stage that is not finished; return the folder of the exported student."""
+    def train(self, until: float = math.inf) -> Path:
+        """Run every stage that is not finished; return the folder of the exported student.
+
+        until: a moment of time.monotonic(); raises Paused after the first iteration that ends beyond it."""
+        self._until = until
         names = list(self.run.stages)
         state = load_state(self.folder, PARTS)
         position = Position(**state["position"]) if state else Position(names[0])
@@ -173,8 +182,11 @@ class Loop:
                 if position.iteration % run.log_every == 0:
                     self._log(position, self._mean(logs))
                 progress.show(done, position.iteration, logs)
-                if position.iteration % run.checkpoint_every == 0 and self._fraction(stage, position) < 1:
+                late = time.monotonic() >= self._until
+                if (late or position.iteration % run.checkpoint_every == 0) and self._fraction(stage, position) < 1:
                     self._checkpoint(trainer, position)
+                    if late:
+                        raise Paused
         if position.iteration > resumed_at or not position.total:  # else the checkpoint is of the stage's very end
             if not position.stopped_by:
                 self._measure(trainer, position)

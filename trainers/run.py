@@ -9,6 +9,7 @@ trainers.run … trains on 8 times the batch of the file, or shares a batch for 
 2 a mistake to mend, 1 ours.
 """
 
+import math
 import os
 import sys
 from contextlib import nullcontext
@@ -99,9 +100,11 @@ def train(
     resume: bool = True,
     where: str = "config",
     board: Path | None = None,
+    until: float = math.inf,
 ) -> Path:
     """Train, export and benchmark one student in a folder; return the student's own folder.
 
+    until: a moment of time.monotonic() at which the training writes a checkpoint and raises trainers.loop.Paused.
     Raises UserError as the parts do, and where another start is at work in the folder; `where` opens the errors in
     settings. Processes that train together share the benchmark too: each draws the blocks it gets hold of."""
     from benchmarks.suites import read_suite
@@ -111,7 +114,7 @@ def train(
     if run.benchmark:
         read_suite(run.benchmark)  # a mistake in its name shows now, not when hours of training have ended
     with held(folder) if is_main_process() else nullcontext():
-        student = Loop(method, run, folder, resume, where).train()
+        student = Loop(method, run, folder, resume, where).train(until)
         if run.benchmark:
             publish(student, run.benchmark, run.name, board)
     return student

@@ -20,7 +20,7 @@ from trainers import canary as canary_module
 from trainers import loop as loop_module
 from trainers.base import find
 from trainers.config import RunConfig, merge, read_run
-from trainers.loop import Loop
+from trainers.loop import Loop, Paused
 from trainers.prompts import PromptStream
 
 
@@ -418,3 +418,22 @@ def test_a_run_may_extend_another_file(tmp_path: Path) -> None:
     circle.write_text('extends = "nowhere.toml"\n')
     with pytest.raises(UserError, match=r"nowhere.toml: no such file"):
         read_run(circle)
+
+
+def test_a_run_whose_time_is_up_pauses_and_ends_bit_for_bit_like_one_in_a_go(
+    pipeline_folder: Path, prompt_file: Path, tmp_path: Path
+) -> None:
+    run = settings(pipeline_folder, prompt_file, checkpoint_every=100)
+    whole = Loop("rtdmd", run, tmp_path / "whole").train()
+    pauses = 0
+    while True:  # no time at all: one iteration a call
+        try:
+            again = Loop("rtdmd", run, tmp_path / "paused").train(until=0.0)
+            break
+        except Paused:
+            pauses += 1
+    assert pauses == 6  # 5 + 3 iterations, of which two end a stage and need no pause
+    assert log_lines(tmp_path / "paused") == log_lines(tmp_path / "whole")
+    assert_same(*(torch.load(tmp_path / n / "checkpoint.pt", weights_only=True) for n in ("whole", "paused")))
+    for file in sorted(path.relative_to(whole) for path in whole.rglob("*") if path.is_file()):
+        assert (whole / file).read_bytes() == (again / file).read_bytes(), file
