@@ -1,0 +1,125 @@
+"""Each measure on runs whose answer is known."""
+
+import math
+from pathlib import Path
+
+import numpy as np
+import pytest
+
+from benchmarks.config import UserError
+from tests.trainers.claims.fake import Benchmarks, write_plan, write_run
+from trainers.claims.finished import Done
+from trainers.claims.measures import (
+    NUMBERS,
+    TEXTS,
+    curve,
+    described,
+    differences,
+    equal_passes,
+    first_spread,
+    metrics_of,
+    number,
+)
+from trainers.claims.runs import Runs
+from trainers.claims.schedule import Item
+
+FLAT = {"teacher": 0.5, "plain": 0.4, "better": 0.7, "other": 0.4}
+
+
+@pytest.fixture
+def runs(tmp_path: Path) -> Runs:
+    return Runs(write_plan(tmp_path), tmp_path / "runs")
+
+
+def finished(runs: Runs, arm: str, seed: int, prompts: int = 30, **lines: object) -> Done:
+    item = Item(arm, seed)
+    method, run = runs.study.run(arm, seed)
+    write_run(runs.place(item), method, run, **lines)  # type: ignore[arg-type]
+    Benchmarks(FLAT, prompts)(None, "micro", name=item.name, out=Path(), board=runs.board, overrides=None)
+    return runs.finished(item)
+
+
+def test_a_metric_is_compared_prompt_by_prompt(runs: Runs) -> None:
+    arms = [[finished(runs, arm, seed) for seed in (0, 1)] for arm in ("better", "plain")]
+    d_SP = differences("shapes_geneval", *arms)
+    assert d_SP.shape == (2, 30)
+    assert d_SP.mean() == pytest.approx(0.3, abs=0.02)
+    by_hand = [
+        np.array(one.scores("shapes_geneval").values_N).reshape(30, 2).mean(axis=1)
+        for one in (arms[0][1], arms[1][1])
+    ]
+    np.testing.assert_allclose(d_SP[1], by_hand[0] - by_hand[1], atol=1e-7)
+    np.testing.assert_allclose(differences("micro_clip", *arms), 2 * d_SP, atol=1e-6)
+
+
+def test_a_gap_is_what_one_gained_beyond_the_other_in_deviations(runs: Runs) -> None:
+    arms = [[finished(runs, arm, seed) for seed in (0, 1)] for arm in ("better", "plain")]
+    # micro_clip is twice shapes_geneval here: in deviations they gained the same
+    np.testing.assert_allclose(differences("gap:micro_clip:shapes_geneval", *arms), 0, atol=1e-6)
+    deviation = np.concatenate([one.scores("shapes_geneval").values_N for one in arms[1]]).std()
+    zero = differences("gap:shapes_geneval:shapes_geneval", *arms)
+    np.testing.assert_allclose(zero, 0)
+    alone = differences("shapes_geneval", *arms) / deviation
+    assert alone.mean() > 1.5  # so that agreement above is no agreement of nothings
+
+
+def test_different_prompts_are_refused(runs: Runs) -> None:
+    arms = [[finished(runs, "better", 0)], [finished(runs, "plain", 0, prompts=29)]]
+    with pytest.raises(UserError, match="different prompts"):
+        differences("shapes_geneval", *arms)
+
+
+def test_numbers_of_a_training(runs: Runs) -> None:
+    run = finished(runs, "plain", 0, gradient_variance=lambda iteration: 2.0 * iteration)
+    assert number("set:micro_recall", run) == 0.25
+    # canary at iterations 5, 10, 15, 20 with values .05 to .2, at 500, 1000, 1250 and 1500 passes
+    assert number("area:micro_clip", run) == pytest.approx((500 * 0.075 + 250 * 0.125 + 250 * 0.175) / 1000)
+    assert number("area:shapes_geneval", run) == pytest.approx(0.5)
+    assert number("roughness:micro_clip", run) == pytest.approx(0.05)
+    assert number("roughness:shapes_geneval", run) == 0.0
+    assert number("spread:micro_clip", run) == pytest.approx(0.1 + 0.01 * 8)  # iterations 6 to 10 of the last stage
+    assert number("seconds_per_iteration", run) == pytest.approx(math.log(2.0))
+    assert number("passes_per_iteration", run) == pytest.approx(math.log(50))
+    assert number("gradient_variance", run) == pytest.approx(math.log(20.0))
+
+
+def test_numbers_are_paired_by_seed(runs: Runs) -> None:
+    arms = [
+        [finished(runs, arm, seed, gradient_variance=lambda i, f=factor: f * i) for seed in (0, 1)]
+        for arm, factor in (("better", 3.0), ("plain", 1.0))
+    ]
+    np.testing.assert_allclose(differences("gradient_variance", *arms), [math.log(3)] * 2)
+
+
+def test_curves_hold_the_canary_and_the_spread_of_rewards(runs: Runs) -> None:
+    run = finished(runs, "plain", 0)
+    assert curve(run, "micro_clip") == [(5, 0.05), (10, 0.1), (15, 0.15), (20, 0.2)]
+    assert [at for at, _ in curve(run, "micro_clip", "reinforce")] == [15, 20]
+    assert (
+        curve(run, "spread:micro_clip")[0] == (1, pytest.approx(0.11)) and len(curve(run, "spread:micro_clip")) == 10
+    )
+    assert first_spread(run, "micro_clip") == 0.5
+
+
+def test_unequal_passes_are_told(runs: Runs) -> None:
+    arms = [finished(runs, arm, 0) for arm in ("better", "plain")]
+    assert equal_passes(arms) == "" == equal_passes([])
+    method, run = runs.study.run("plain", 0)
+    write_run(arms[1].folder, method, run, spend=1.05)  # within the last iterations: 100 + 50 passes
+    assert equal_passes([arms[0], Done(arms[1].name, arms[1].folder, arms[1].result)]) == ""
+    write_run(arms[1].folder, method, run, spend=1.2)
+    changed = [arms[0], Done(arms[1].name, arms[1].folder, arms[1].result)]
+    assert equal_passes(changed) == "network passes differ: better-s0 1,500, plain-s0 1,800"
+
+
+def test_every_measure_is_described_and_says_what_it_needs() -> None:
+    assert NUMBERS.keys() == TEXTS.keys()
+    assert described("area:micro_clip", str.upper) == ("mean of MICRO_CLIP over the training (canary)", "")
+    assert described("gap:a:b", str.upper) == ("gain in A beyond the gain in B", "standard deviations of images")
+    assert described("gradient_variance", str)[1] == "ln of the ratio"
+    assert metrics_of("gap:a:b") == (["a", "b"], []) and metrics_of("set:a") == (["a"], [])
+    assert (
+        metrics_of("area:a") == ([], ["a"])
+        and metrics_of("a") == (["a"], [])
+        and metrics_of("seconds_per_iteration") == ([], [])
+    )

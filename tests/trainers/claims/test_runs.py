@@ -1,0 +1,201 @@
+"""The whole study on a trainer of no time: hours, pauses, what is shared, what fails, and what it writes."""
+
+import json
+from pathlib import Path
+
+import pytest
+
+import benchmarks
+from leaderboards.studies import Claims, read_study
+from tests.trainers.claims.fake import PLAN, Benchmarks, Trainings, write_plan, write_run
+from trainers import run as run_module
+from trainers.checkpoint import held
+from trainers.claims.__main__ import Arguments, main
+from trainers.claims.finished import read_log
+from trainers.claims.runs import Runs, passes_per_second
+from trainers.claims.schedule import UNTRAINED, Item
+
+ORDER = ["better-s0", "plain-s0", "better-s1", "plain-s1", "better-s2", "plain-s2", "other-s0", "other-s1"]
+
+
+class Stage:
+    """A study's folders with the fakes in place."""
+
+    def __init__(self, folder: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+        self.folder, self.patch = folder, monkeypatch
+        write_plan(folder)
+        self.trainings, self.benchmarks = Trainings(), Benchmarks()
+        self.use(self.trainings)
+
+    def use(self, trainings: Trainings) -> None:
+        self.trainings = trainings
+        self.patch.setattr(run_module, "train", trainings)
+        self.patch.setattr(benchmarks, "evaluate", self.benchmarks, raising=False)
+
+    def call(self, **changes: object) -> int:
+        settings = {
+            "plan": str(self.folder / "tiny.toml"),
+            "out": self.folder / "runs",
+            "study": self.folder / "s.json",
+        }
+        return main(Arguments(**{**settings, **changes}))  # type: ignore[arg-type]
+
+    def study(self) -> Claims:
+        found = read_study(self.folder / "s.json")
+        assert isinstance(found, Claims)
+        return found
+
+
+@pytest.fixture
+def stage(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Stage:
+    return Stage(tmp_path, monkeypatch)
+
+
+def test_the_whole_study_from_nothing_to_verdicts(stage: Stage, capsys: pytest.CaptureFixture[str]) -> None:
+    assert stage.call(hours=1.0) == 0
+    assert stage.trainings.calls == ORDER
+    assert stage.benchmarks.names == [*ORDER[:6], "teacher", *ORDER[6:]]
+    verdicts = {claim.id: claim.verdict for claim in stage.study().claims}
+    assert verdicts == {"first": "holds", "second": "holds", "third": "holds"}
+    first = stage.study().claims[0]
+    assert first.effect is not None and first.effect.value == pytest.approx(0.3, abs=0.02)
+    assert (first.seeds, first.prompts, first.images_per_prompt) == ([0, 1, 2], 30, 2)
+    assert [figure.id for figure in stage.study().figures] == ["curves", "bars", "plane"]
+    assert sorted(path.name for path in (stage.folder / "s").iterdir()) == ["bars.svg", "curves.svg", "plane.svg"]
+    assert "9 of 9 runs; 3 claims: 3 holds" in capsys.readouterr().out
+    assert stage.call(hours=1.0) == 0 and len(stage.trainings.calls) == len(ORDER)  # nothing is done twice
+
+
+def test_too_few_hours_judge_little_and_the_next_call_adds(stage: Stage) -> None:
+    # every training takes at least 15 s by the plan, every benchmark 10
+    stage.call(hours=9 / 3600)
+    assert stage.trainings.calls == []
+    assert {claim.verdict for claim in stage.study().claims} == {"not judged"}
+    assert [(claim.seeds, claim.seeds_needed) for claim in stage.study().claims] == [([], 3), ([], 2), ([], 2)]
+    stage.call(hours=1.0)
+    assert {claim.verdict for claim in stage.study().claims} == {"holds"}
+
+
+def test_no_hours_write_the_study_of_what_is_there(stage: Stage) -> None:
+    runs = Runs(write_plan(stage.folder), stage.folder / "runs")
+    for name in ("better-s0", "plain-s0", "better-s1", "plain-s1"):
+        runs.advance(Item(name[:-3], int(name[-1])), until=float("inf"))
+    stage.call(hours=0.0)
+    first = stage.study().claims[0]
+    assert first.verdict == "not judged" and first.seeds == [0, 1] and first.seeds_needed == 3
+    assert first.effect is not None  # shown, not judged
+
+
+def test_a_paused_training_goes_on_first_at_the_next_call(stage: Stage) -> None:
+    stage.use(Trainings(seconds=0.3))
+    slow = PLAN.replace("passes_per_second = 100.0", "passes_per_second = 1e9").replace(
+        "benchmark_seconds = 10.0", "benchmark_seconds = 0.0"
+    )
+    write_plan(stage.folder, slow)
+    stage.call(hours=0.2 / 3600)
+    assert stage.trainings.calls == ["better-s0"]
+    assert Runs(write_plan(stage.folder, slow), stage.folder / "runs").state(Item("better", 0)) == "begun"
+    stage.use(Trainings())
+    stage.call(hours=1.0)
+    assert stage.trainings.calls == ORDER
+
+
+def test_a_cold_start_is_reckoned_once_a_seed(stage: Stage) -> None:
+    runs = Runs(write_plan(stage.folder), stage.folder / "runs")
+    shared: set[str] = set()
+    assert runs.passes_left(Item("better", 0), shared) == 1500
+    assert runs.passes_left(Item("plain", 0), shared) == 500
+    assert runs.passes_left(Item("plain", 1), shared) == 1500
+    assert runs.passes_left(Item("other", 0), shared) == 1500  # another guidance: a cold start of its own
+    assert runs.passes_left(Item("plain", 0)) == 1500  # nobody has trained it yet
+    runs.advance(Item("better", 0), until=float("inf"))
+    assert runs.passes_left(Item("plain", 0)) == 500
+    assert runs.passes_left(Item("better", 0)) == 0
+    assert runs.seconds(Item("teacher", UNTRAINED)) == pytest.approx(runs.benchmark_seconds)
+
+
+def test_the_pace_is_that_of_the_logs(stage: Stage) -> None:
+    study = write_plan(stage.folder)
+    runs = Runs(study, stage.folder / "runs")
+    assert runs.pace("plain") == 100.0  # the plan's guess
+    method, run = study.run("plain", 0)
+    write_run(stage.folder / "runs" / "plain-s0", method, run)
+    runs.look()
+    # 100 passes in 2 s, then 50: on the whole 1400 passes (from the first line on) in 38 s
+    assert runs.pace("plain") == pytest.approx(1400 / 38)
+    assert runs.pace("other") == runs.pace("plain")  # of its method
+
+
+def test_a_pause_between_two_lines_is_no_training() -> None:
+    def lines(times: list[float]) -> list[dict[str, object]]:
+        return [{"passes": 100 * n, "volatile": {"time": at}} for n, at in enumerate(times)]
+
+    assert passes_per_second(lines([0, 1, 2, 3, 4])) == pytest.approx(100)
+    assert passes_per_second(lines([0, 1, 2, 3, 10_000])) == pytest.approx(400 / (3 + 20))
+    assert passes_per_second(lines([0, 1])) is None
+
+
+def test_a_log_that_a_kill_has_cut_is_read_up_to_the_cut(tmp_path: Path) -> None:
+    (tmp_path / "log.jsonl").write_text('{"passes": 1}\n{"pas')
+    assert read_log(tmp_path) == [{"passes": 1}] and read_log(tmp_path / "none") == []
+
+
+def test_an_arm_that_cannot_be_trained_does_not_keep_the_others_from_it(
+    stage: Stage, capsys: pytest.CaptureFixture[str]
+) -> None:
+    stage.use(Trainings(broken="other"))
+    assert stage.call(hours=1.0) == 2
+    assert "other-s0: " in capsys.readouterr().err
+    assert {claim.id: claim.verdict for claim in stage.study().claims} == {
+        "first": "holds", "second": "not judged", "third": "holds"
+    }  # fmt: skip
+
+
+def test_a_finished_run_keeps_only_what_others_may_start_from(stage: Stage) -> None:
+    stage.call(hours=1.0)
+    left = sorted(str(p.relative_to(stage.folder / "runs")) for p in (stage.folder / "runs").glob("*/*.pt"))
+    # of better and plain, which share the cold start of a seed, the first has it
+    assert [p for p in left if "cold_start" in p] == [
+        "better-s0/after-cold_start.pt", "better-s1/after-cold_start.pt", "better-s2/after-cold_start.pt",
+        "other-s0/after-cold_start.pt", "other-s1/after-cold_start.pt",
+    ]  # fmt: skip
+    assert not [p for p in left if p.endswith("checkpoint.pt")]
+
+
+def test_what_another_call_is_at_work_on_is_left_to_it(stage: Stage) -> None:
+    with held(stage.folder / "runs" / "plain-s0"):
+        assert stage.call(hours=1.0) == 0
+        assert [name for name in stage.trainings.calls if name == "plain-s0"] == []
+        assert stage.study().claims[0].seeds == [1, 2]
+    stage.call(hours=1.0)
+    assert stage.study().claims[0].seeds == [0, 1, 2]
+
+
+def test_trainings_that_took_unequal_passes_are_not_judged(stage: Stage) -> None:
+    study = write_plan(stage.folder)
+    runs = Runs(study, stage.folder / "runs")
+    stage.call(hours=1.0)
+    method, run = study.run("other", 1)
+    write_run(runs.place(Item("other", 1)), method, run, spend=1.2)
+    stage.call(hours=0.0)
+    second = stage.study().claims[1]
+    assert second.verdict == "not judged" and second.effect is None
+    assert "network passes differ" in second.notes and "other-s1 1,800" in second.notes
+
+
+def test_listing_tells_passes_and_hours_and_trains_nothing(stage: Stage, capsys: pytest.CaptureFixture[str]) -> None:
+    assert stage.call(list=True) == 0 and stage.trainings.calls == []
+    # three seeds of plain and better share cold starts, other has two of its own; ten seconds a benchmark
+    passes, seconds = 3 * 2000 + 2 * 1500, (3 * 2000 + 2 * 1500) / 100 + 9 * 10
+    assert (
+        f"0 of 9 runs done; {passes:,} network passes and {seconds / 3600:.1f} hours to do" in capsys.readouterr().out
+    )
+    assert not (stage.folder / "s.json").exists()
+
+
+def test_the_same_evidence_gives_the_same_bytes(stage: Stage) -> None:
+    stage.call(hours=1.0)
+    before = (stage.folder / "s.json").read_bytes(), (stage.folder / "s.md").read_bytes()
+    stage.call(hours=0.0)
+    assert ((stage.folder / "s.json").read_bytes(), (stage.folder / "s.md").read_bytes()) == before
+    assert json.loads(before[0])["kind"] == "claims"

@@ -1,0 +1,69 @@
+"""How noisy a policy gradient is: a stage that takes RTDMD's gradients at fixed weights, and no step along them.
+
+    V = tr Cov(g) / |mean g|^2        over the epochs of the stage, logged as gradient_variance
+
+|mean g|^2 of n epochs is too large by tr Cov(g) / n in expectation, so V never exceeds n: compare stages of about
+equal length. Scale-free: a factor on the loss leaves it as it is. Of all epochs the weights are those that the stage
+began with.
+"""
+
+from collections.abc import Sequence
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from benchmarks.config import UserError
+from metrics.base import Prompt
+from trainers.backbones.base import Backbone
+from trainers.base import Logs, World, register
+from trainers.rewards import RewardBank
+from trainers.rtdmd import Rtdmd, RtdmdConfig
+
+
+@register("gradient_probe")
+class GradientProbe(Rtdmd):
+    """RTDMD's stage II, whose student gives its gradients to be counted instead of following them."""
+
+    def __init__(self, config: RtdmdConfig, backbone: Backbone, rewards: RewardBank, world: World) -> None:
+        if config.phase != "reinforce" or config.reinforce.dm_steps != "none":
+            raise UserError(
+                'gradient_probe takes the reward\'s gradient alone: set phase = "reinforce", dm_steps = "none"'
+            )
+        super().__init__(config, backbone, rewards, world)
+        self._count, self._squares = 0, 0.0
+        self._sum = [torch.zeros_like(p, dtype=torch.float64) for p in self.roles.student.parameters]
+        self.roles.student.update = self._take  # type: ignore[method-assign]  # the one place where weights change
+
+    def step(self, prompts: Sequence[Prompt], iteration: int) -> Logs:
+        """Take the gradient of one epoch; the log holds V from the second one on."""
+        logs = super().step(prompts, iteration)
+        return logs | ({"gradient_variance": self.relative_variance()} if self._count > 1 else {})
+
+    def relative_variance(self) -> float:
+        """Return V of the gradients taken so far, at least two."""
+        of_mean = sum(float((one / self._count).square().sum()) for one in self._sum)
+        variance = (self._squares / self._count - of_mean) * self._count / (self._count - 1)
+        return variance / of_mean
+
+    def state_dict(self) -> dict[str, Any]:
+        """Return all that a bit-exact resume needs."""
+        return super().state_dict() | {"count": self._count, "squares": self._squares, "sum": self._sum}
+
+    def load_state_dict(self, state: dict[str, Any]) -> None:
+        """Continue from what `state_dict` gave."""
+        super().load_state_dict(state)
+        self._count, self._squares = state["count"], state["squares"]
+        self._sum = [one.clone() for one in state["sum"]]
+
+    def _take(self) -> float:
+        """Count the gradient that backward() left and clear it; return its norm."""
+        gradients: list[Tensor] = []
+        for parameter, total in zip(self.roles.student.parameters, self._sum, strict=True):
+            gradient = torch.zeros_like(parameter) if parameter.grad is None else parameter.grad
+            gradients.append(gradient)
+            total += gradient
+            parameter.grad = None
+        square = sum(float(one.double().square().sum()) for one in gradients)
+        self._count, self._squares = self._count + 1, self._squares + square
+        return square**0.5

@@ -1,0 +1,185 @@
+"""What two arms are compared by.
+
+    <metric>               the benchmark's evidence: a mean over images for each prompt           seeds × prompts
+    gap:<a>:<b>            a - b, each in standard deviations of the second arm's images          seeds × prompts
+    set:<metric>           the benchmark's value of a set of images (precision, recall, distance)
+    area:<metric>          the canary's mean over the network passes of the whole training: who is faster up stays up
+    roughness:<metric>     root mean square of the canary's steps in the second half of training: instability
+    spread:<reward>        reward_std of the training batches in the second half of the last stage
+    seconds_per_iteration  natural logarithm, of the last stage; passes_per_iteration likewise
+    gradient_variance      natural logarithm of tr Cov(g) / |E g|^2 (trainers/claims/gradient_probe.py)
+
+A gap above 0 says that the reward gained more than what it stands for. All but the first two are one number per
+training. Axes: S seeds, P prompts.
+"""
+
+import math
+import statistics
+from collections import defaultdict
+from collections.abc import Callable, Sequence
+from itertools import pairwise
+from typing import Any
+
+import numpy as np
+
+from benchmarks.config import UserError
+from leaderboards.statistics import Scores
+from trainers.claims.finished import Done
+
+LOGARITHM = "ln of the ratio"
+PASS_TOLERANCE = 0.02  # as a share, or what the last iterations of an arm's stages may go beyond their budgets
+
+
+def differences(measure: str, first: Sequence[Done], second: Sequence[Done]) -> np.ndarray:
+    """Return d_SP, or d_S of measures that are one number per training; the two sequences are paired by seed.
+
+    Raises UserError where the arms have not measured the same prompts."""
+    if measure.startswith("gap:"):
+        _, a, b = measure.split(":")
+        parts = [differences(one, first, second) / _deviation(one, second) for one in (a, b)]
+        return parts[0] - parts[1]
+    if ":" in measure or measure in NUMBERS:
+        return np.array([number(measure, x) - number(measure, y) for x, y in zip(first, second, strict=True)])
+    means = [[prompt_means(one.scores(measure)) for one in arm] for arm in (first, second)]
+    prompts = sorted(means[0][0])
+    for one in (*means[0], *means[1]):
+        if sorted(one) != prompts:
+            raise UserError(f"{measure}: runs were benchmarked on different prompts; benchmark them by one suite")
+    values = [np.array([[one[prompt] for prompt in prompts] for one in arm]) for arm in means]
+    return values[0] - values[1]
+
+
+def prompt_means(scores: Scores) -> dict[str, float]:
+    """Return the mean over the images of each prompt."""
+    found = defaultdict(list)
+    for prompt, value in zip(scores.prompt_ids, scores.values_N.tolist(), strict=True):
+        found[prompt].append(value)
+    return {prompt: math.fsum(values) / len(values) for prompt, values in found.items()}
+
+
+def number(measure: str, run: Done) -> float:
+    """Return a measure that is one number per training."""
+    name, _, argument = measure.partition(":")
+    return NUMBERS[name](run, argument)
+
+
+def described(measure: str, title: Callable[[str], str]) -> tuple[str, str]:
+    """Return (what a reader is told, unit) of a measure; `title` tells a metric's own title."""
+    name, _, argument = measure.partition(":")
+    if name == "gap":
+        reward, held_out = argument.split(":")
+        return f"gain in {title(reward)} beyond the gain in {title(held_out)}", "standard deviations of images"
+    if name not in NUMBERS:
+        return title(measure), ""
+    text = TEXTS[name]
+    return text.format(title(argument) if argument else ""), LOGARITHM if name in LOGARITHMIC else ""
+
+
+def metrics_of(measure: str) -> tuple[list[str], list[str]]:
+    """Return (metrics of the suite, metrics of canary or rewards) that a measure needs."""
+    name, *arguments = measure.split(":")
+    if name in ("gap", "set"):
+        return arguments, []
+    return ([], arguments) if name in NUMBERS else ([measure], [])
+
+
+def curve(run: Done, metric: str, stage: str = "") -> list[tuple[int, float]]:
+    """Return (iteration, value) of a canary metric over a training, or over one of its stages.
+
+    Of "spread:<reward>": the reward's spread in the training batches of the last stage, iterations of that stage."""
+    kind, _, reward = metric.partition(":")
+    if kind == "spread":
+        key = f"reward_std/{reward}"
+        return [(line["iteration"], line[key]) for line in run.last_stage() if key in line]
+    points = [point for point in run.training.curves if metric in point and (not stage or point["stage"] == stage)]
+    return [(int(str(point["iteration"])), float(str(point[metric]))) for point in points]
+
+
+def first_spread(run: Done, metric: str) -> float:
+    """Return the canary's standard deviation over images at the first measurement."""
+    key = f"canary_std/{metric}"
+    return next(line[key] for line in run.log if key in line)
+
+
+def equal_passes(arms: Sequence[Done]) -> str:
+    """Return "" where trainings took equal network passes, else what they took."""
+    passes = {one.name: one.training.network_passes for one in arms}
+    if not passes:
+        return ""
+    fewest, last = min(passes.values()), max(map(_last_iterations, arms))
+    if max(passes.values()) - fewest <= max(PASS_TOLERANCE * fewest, last):
+        return ""
+    return "network passes differ: " + ", ".join(f"{name} {count:,}" for name, count in passes.items())
+
+
+def _last_iterations(run: Done) -> float:
+    return sum(stage.network_passes / max(1, stage.iterations) for stage in run.training.stages)
+
+
+def _deviation(metric: str, arm: Sequence[Done]) -> float:
+    return float(np.concatenate([one.scores(metric).values_N for one in arm]).std())
+
+
+def _set_value(run: Done, metric: str) -> float:
+    value = run.entry.result.tasks[0].metrics[metric].value
+    if value is None:
+        raise UserError(f"{run.name}: no value of {metric}: {run.entry.result.tasks[0].metrics[metric].reason}")
+    return value
+
+
+def _area(run: Done, metric: str) -> float:
+    points = [(float(str(p["passes"])), float(str(p[metric]))) for p in run.training.curves if metric in p]
+    x, y = np.array(points).T
+    return float(np.trapezoid(y, x) / (x[-1] - x[0]))
+
+
+def _roughness(run: Done, metric: str) -> float:
+    values = np.array([value for _, value in curve(run, metric)])
+    return float(np.sqrt((np.diff(values[len(values) // 2 :]) ** 2).mean()))
+
+
+def _spread(run: Done, reward: str) -> float:
+    values = [line[f"reward_std/{reward}"] for line in run.last_stage() if f"reward_std/{reward}" in line]
+    return statistics.fmean(values[len(values) // 2 :])
+
+
+def _per_iteration(run: Done, key: Callable[[dict[str, Any]], float]) -> float:
+    lines = run.last_stage()
+    steps = [(key(b) - key(a)) / (b["iteration"] - a["iteration"]) for a, b in pairwise(lines)]
+    return math.log(statistics.median(steps))
+
+
+def _gradient_variance(run: Done, _: str) -> float:
+    return math.log(run.last_stage()[-1]["gradient_variance"])
+
+
+NUMBERS: dict[str, Callable[[Done, str], float]] = {
+    "set": _set_value,
+    "area": _area,
+    "roughness": _roughness,
+    "spread": _spread,
+    "seconds_per_iteration": lambda run, _: _per_iteration(run, lambda line: line["volatile"]["time"]),
+    "passes_per_iteration": lambda run, _: _per_iteration(run, lambda line: line["passes"]),
+    "gradient_variance": _gradient_variance,
+}
+LOGARITHMIC = ("seconds_per_iteration", "passes_per_iteration", "gradient_variance")
+TEXTS = {
+    "set": "{}",
+    "area": "mean of {} over the training (canary)",
+    "roughness": "roughness of {} late in training (canary)",
+    "spread": "spread of {} in training batches",
+    "seconds_per_iteration": "seconds per iteration",
+    "passes_per_iteration": "network passes per iteration",
+    "gradient_variance": "relative variance of the policy gradient",
+}
+
+
+def check_measures(measures: Sequence[str], suite: Sequence[str], watched: Sequence[str], where: str) -> None:
+    """Raise UserError for a measure whose metric neither the suite nor canary and rewards know."""
+    for measure in measures:
+        for names, known, what in zip(metrics_of(measure), (suite, watched), ("suite", "canary"), strict=True):
+            for name in names:
+                if name not in known:
+                    raise UserError(
+                        f"{where}: measure {measure!r}: {name!r} is not in the {what}; known: {', '.join(known)}"
+                    )

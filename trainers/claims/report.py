@@ -1,0 +1,198 @@
+"""The study of what is there: every claim of the plan with effect, interval, power and verdict, and the figures.
+
+Intervals and their two sources of chance: leaderboards/seeds.py. Claims are judged one by one: with N claims that are
+all false, "holds" would stand at about N / 40 of them by chance.
+"""
+
+from collections import defaultdict
+from collections.abc import Iterator, Sequence
+
+import numpy as np
+
+from benchmarks.config import UserError
+from leaderboards.schema import ResultError
+from leaderboards.seeds import SeedEffect, effect
+from leaderboards.studies import Claim, Claims, Effect, Figure, Point, Series, Source
+from metrics.base import make
+from trainers.claims.finished import Done
+from trainers.claims.measures import (
+    NUMBERS,
+    curve,
+    described,
+    differences,
+    equal_passes,
+    first_spread,
+    number,
+    prompt_means,
+)
+from trainers.claims.plan import ClaimConfig, FigureConfig
+from trainers.claims.runs import Runs
+from trainers.claims.schedule import UNTRAINED, Item
+
+
+def claims_of(runs: Runs, command: str) -> Claims:
+    """Return the study as the runs stand now; claims without enough seeds are listed as not judged."""
+    plan = runs.study.plan
+    figures = [figure for figure in (_figure(runs, one) for one in plan.figures) if figure]
+    return Claims(
+        title=plan.title,
+        about=plan.about,
+        command=command,
+        claims=[_claim(runs, one) for one in plan.claims],
+        figures=figures,
+    )
+
+
+def finished_seeds(runs: Runs, arms: Sequence[str], seeds: int) -> list[int]:
+    """Return the seeds for which every one of the arms is done."""
+
+    def ready(arm: str, seed: int) -> bool:
+        return runs.state(_item(runs, arm, seed)) == "done"
+
+    return [seed for seed in range(seeds) if all(ready(arm, seed) for arm in arms)]
+
+
+def _claim(runs: Runs, claim: ClaimConfig) -> Claim:
+    plan, study = runs.study.plan, runs.study
+    seeds, needed = finished_seeds(runs, claim.arms, max(plan.seeds, plan.headline_seeds)), plan.needed(claim)
+    arms = [[runs.finished(_item(runs, arm, seed)) for seed in seeds] for arm in claim.arms]
+    found, problem = _measured(claim, arms, len(seeds))
+    text, unit = described(claim.measure, metric_title)
+    told = None if found is None else Effect(
+        measure=text, unit=unit, value=found.value, low=found.low, high=found.high,
+        claimed=claim.claimed, smallest=claim.smallest,
+    )  # fmt: skip
+    judged = told if len(seeds) >= needed and not problem else None
+    return Claim(
+        id=claim.id,
+        statement=claim.statement,
+        source=Source(paper=claim.source.paper, where=claim.source.where),
+        arms=[study.title(arm) for arm in claim.arms],
+        headline=claim.headline,
+        effect=told,
+        seeds=seeds,
+        seeds_needed=needed,
+        prompts=found.prompts if found else 0,
+        images_per_prompt=_images_per_prompt(arms) if found and found.prompts else 1,
+        power=found.power(claim.claimed, claim.smallest) if found else None,
+        detectable=found.detectable() if found else None,
+        verdict=judged.verdict if judged else "not judged",
+        notes=" ".join(part for part in (claim.notes, problem and f"Not judged: {problem}.") if part),
+    )
+
+
+def _measured(claim: ClaimConfig, arms: Sequence[Sequence[Done]], seeds: int) -> tuple[SeedEffect | None, str]:
+    """Return (the effect where two seeds or more are there, what keeps the claim from being judged)."""
+    trained = [one for arm in arms for one in arm if one.trained]
+    if unequal := equal_passes(trained):
+        return None, unequal
+    if seeds < 2:
+        return None, ""
+    try:
+        return effect(differences(claim.measure, arms[0], arms[1])), ""
+    except (UserError, ResultError) as error:
+        return None, str(error)
+
+
+def _figure(runs: Runs, figure: FigureConfig) -> Figure | None:
+    """Return a figure of the arms that are there, None where there is none."""
+    draw = {"curves": _curves, "scatter": _scatter, "bars": _bars, "sweep": _bars}[figure.kind]
+    series = list(draw(runs, figure))
+    if not series:
+        return None
+    x_title, y_title = _axes(figure)
+    return Figure(id=figure.id, title=figure.title, x=x_title, y=y_title, series=series)
+
+
+def _axes(figure: FigureConfig) -> tuple[str, str]:
+    told = [described(measure, metric_title)[0] for measure in figure.measures]
+    if figure.kind == "scatter":
+        return told[0], told[1]
+    x = {"curves": "iteration", "bars": "", "sweep": ""}[figure.kind]
+    y = "mean gain in standard deviations of images" if figure.normalised else ", ".join(told)
+    return figure.x_title or x, figure.y_title or y
+
+
+def _curves(runs: Runs, figure: FigureConfig) -> Iterator[Series]:
+    for arm in figure.arms:
+        finished = _finished(runs, arm)
+        if not finished:
+            continue
+        measured = {one: [curve(run, one, figure.stage) for run in finished] for one in figure.measures}
+        if figure.normalised:
+            measured = {"": [_normalised(figure, run) for run in finished]}
+        for measure, curves in measured.items():
+            name = f"{runs.study.title(arm)}: {metric_title(measure)}" if len(measured) > 1 else runs.study.title(arm)
+            points = [_point([at[i] for at in curves]) for i in range(min(map(len, curves)))]
+            if points:
+                yield Series(name=name, points=points)
+
+
+def _normalised(figure: FigureConfig, run: Done) -> list[tuple[int, float]]:
+    """Return (iteration, mean over the measures of the gain since the first point of the figure)."""
+    gains = defaultdict(list)
+    for measure in figure.measures:
+        points, spread = curve(run, measure, figure.stage), first_spread(run, measure)
+        for iteration, value in points:
+            gains[iteration].append((value - points[0][1]) / spread)
+    return [(iteration, float(np.mean(values))) for iteration, values in gains.items()]
+
+
+def _point(seeds: Sequence[tuple[int, float]]) -> Point:
+    x, values = float(np.mean([at for at, _ in seeds])), [value for _, value in seeds]
+    ends = (min(values), max(values)) if len(values) > 1 else (None, None)
+    return Point(x=x, y=float(np.mean(values)), low=ends[0], high=ends[1])
+
+
+def _bars(runs: Runs, figure: FigureConfig) -> Iterator[Series]:
+    """Yield a series for each measure; x is the arm's title, or its number in a sweep."""
+    for measure in figure.measures:
+        points = []
+        for place, arm in enumerate(figure.arms):
+            finished = _finished(runs, arm)
+            if finished:
+                x = figure.x[place] if figure.kind == "sweep" else runs.study.title(arm)
+                points.append(_level(measure, finished, x))
+        if points:
+            yield Series(name=described(measure, metric_title)[0], points=points)
+
+
+def _scatter(runs: Runs, figure: FigureConfig) -> Iterator[Series]:
+    for arm in figure.arms:
+        finished = _finished(runs, arm)
+        if finished:
+            x, y = (_level(measure, finished, "") for measure in figure.measures)
+            yield Series(name=runs.study.title(arm), points=[Point(x=x.y, y=y.y, low=y.low, high=y.high)])
+
+
+def _level(measure: str, finished: Sequence[Done], x: float | str) -> Point:
+    """Return the mean of a measure over seeds and prompts, with its interval where there are two seeds or more."""
+    if measure.partition(":")[0] in NUMBERS:
+        values = np.array([number(measure, run) for run in finished])
+    else:
+        values = np.array([list(prompt_means(run.scores(measure)).values()) for run in finished])
+    if len(finished) < 2:
+        return Point(x=x, y=float(values.mean()))
+    found = effect(values)
+    return Point(x=x, y=found.value, low=found.low, high=found.high)
+
+
+def _finished(runs: Runs, arm: str) -> list[Done]:
+    plan = runs.study.plan
+    if not runs.study.budget(arm):
+        return [runs.finished(Item(arm, UNTRAINED))] if runs.state(Item(arm, UNTRAINED)) == "done" else []
+    seeds = finished_seeds(runs, [arm], max(plan.seeds, plan.headline_seeds))
+    return [runs.finished(Item(arm, seed)) for seed in seeds]
+
+
+def _images_per_prompt(arms: Sequence[Sequence[Done]]) -> int:
+    return arms[0][0].entry.result.tasks[0].images_per_prompt
+
+
+def _item(runs: Runs, arm: str, seed: int) -> Item:
+    return Item(arm, seed if runs.study.budget(arm) else UNTRAINED)
+
+
+def metric_title(metric: str) -> str:
+    """Return a metric's title, as cards tell it."""
+    return make(metric).card.title

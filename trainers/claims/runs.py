@@ -1,0 +1,194 @@
+"""The runs of a study on disk: what is done, what it will take, and one more of them.
+
+runs/claims-<plan>/<arm>-s<seed>/     a training's folder (trainers/loop.py), its benchmark, and `done`
+runs/claims-<plan>/board/             the results; the leaderboard's own stays as it is
+"""
+
+import json
+import statistics
+import sys
+import time
+from collections.abc import Iterable
+from dataclasses import dataclass, field
+from itertools import pairwise
+from pathlib import Path
+from typing import Any
+
+from benchmarks.config import UserError, as_table
+from leaderboards.store import file_stem
+from trainers.checkpoint import SETTINGS, STATE, held, stage_state, write_text
+from trainers.claims.finished import STUDENT_RECORD, Done, read_log
+from trainers.claims.plan import Study
+from trainers.claims.schedule import UNTRAINED, Item
+from trainers.study import donate_stage, stages_digest
+
+LONGEST_PAUSE = 20  # in usual times between two lines of a log; what is longer was no training
+
+
+@dataclass
+class Runs:
+    """The folder of a study's runs."""
+
+    study: Study
+    folder: Path
+    failed: dict[Item, str] = field(default_factory=dict)
+    _paces: dict[str, list[float]] = field(default_factory=dict)  # by arm, and by "method:<name>"
+    _benchmarks: list[float] = field(default_factory=list)
+    _kept: dict[str, list[Path]] = field(default_factory=dict)  # states that a run can start from, by stage's digest
+    _finished: dict[Item, Done] = field(default_factory=dict)
+
+    def __post_init__(self) -> None:
+        self.look()
+
+    @property
+    def board(self) -> Path:
+        """The folder of results."""
+        return self.folder / "board"
+
+    def place(self, item: Item) -> Path:
+        """Return an item's folder."""
+        return self.folder / item.name
+
+    def result(self, item: Item) -> Path:
+        """Return where an item's result is, once it is done."""
+        return self.board / file_stem(Path(self.study.plan.suite).stem) / f"{file_stem(item.name)}.json"
+
+    def state(self, item: Item) -> str:
+        """Return "done", "begun" or "to do"."""
+        if (self.place(item) / "done").exists():
+            return "done"
+        return "begun" if (self.place(item) / STATE).exists() else "to do"
+
+    def finished(self, item: Item) -> Done:
+        """Return a finished item as measures see it; what was read of it is kept."""
+        if item not in self._finished:
+            self._finished[item] = Done(item.name, self.place(item), self.result(item))
+        return self._finished[item]
+
+    def look(self) -> None:
+        """Read anew what finished and unfinished runs tell of time, and of stages to start from."""
+        self._paces, self._benchmarks, self._kept = {}, [], {}
+        for path in sorted(self.folder.glob(f"*/{SETTINGS}")):
+            table = json.loads(path.read_text(encoding="utf-8"))
+            for stage in table.get("stages", ()):
+                if stage_state(path.parent, stage).exists():
+                    digest = stages_digest(table, stage)
+                    self._kept.setdefault(digest, []).append(stage_state(path.parent, stage))
+            pace = passes_per_second(read_log(path.parent))
+            if pace:
+                arm = path.parent.name.rpartition("-s")[0]
+                for key in (arm, f"method:{table['method']}", ""):
+                    self._paces.setdefault(key, []).append(pace)
+        for path in sorted(self.folder.glob("*/done")):
+            told = json.loads(path.read_text(encoding="utf-8")).get("benchmark_seconds")
+            self._benchmarks += [told] if told else []
+
+    def pace(self, arm: str) -> float:
+        """Return network passes per second: of the arm's own logs, else its method's, else all, else a guess."""
+        method = self.study.runs[arm][0] if arm in self.study.runs else ""
+        for key in (arm, f"method:{method}", ""):
+            if key in self._paces:
+                return statistics.median(self._paces[key])
+        return self.study.plan.passes_per_second
+
+    @property
+    def benchmark_seconds(self) -> float:
+        """Seconds of one benchmark, as measured, or a guess."""
+        return statistics.median(self._benchmarks) if self._benchmarks else self.study.plan.benchmark_seconds
+
+    def passes_left(self, item: Item, shared: set[str] | None = None) -> int:
+        """Return the network passes that an item still needs.
+
+        shared: digests of stages that others will have trained by then; this item's own are added."""
+        if item.seed == UNTRAINED or (self.place(item) / STUDENT_RECORD).exists():
+            return 0
+        method, run = self.study.run(item.arm, item.seed)
+        table, kept, left = {"method": method, **as_table(run)}, self._kept.keys() | (shared or set()), 0
+        for stage, budget in self.study.stages(item.arm):
+            digest = stages_digest(table, stage)
+            left = 0 if digest in kept else left + budget
+            if shared is not None:
+                shared.add(digest)
+        lines = read_log(self.place(item))
+        return min(left, max(0, self.study.budget(item.arm) - lines[-1]["passes"])) if lines else left
+
+    def seconds(self, item: Item, shared: set[str] | None = None) -> float:
+        """Return the estimated seconds that an item still takes."""
+        benchmark = self.benchmark_seconds if self.study.plan.arms[item.arm].benchmark else 0.0
+        return self.passes_left(item, shared) / self.pace(item.arm) + benchmark
+
+    def advance(self, item: Item, until: float) -> None:
+        """Train, and benchmark, an item until it is done or the moment `until` of time.monotonic() has come.
+
+        A mistake in one arm is told and remembered, and does not keep the others from their work."""
+        from trainers.loop import Paused
+
+        print(f"{item.name} …", file=sys.stderr, flush=True)
+        try:
+            if item.seed != UNTRAINED and not self._train(item, until):
+                return
+            told: dict[str, Any] = {}
+            if self.study.plan.arms[item.arm].benchmark:
+                if item.seed != UNTRAINED and time.monotonic() + self.benchmark_seconds > until:
+                    return
+                told["benchmark_seconds"] = self._benchmark(item)
+            self.place(item).mkdir(parents=True, exist_ok=True)
+            write_text(self.place(item) / "done", json.dumps(told) + "\n")
+            self._tidy(item)
+        except Paused:
+            print(f"{item.name}: time is up; the same command continues it", file=sys.stderr)
+        except UserError as error:
+            print(f"{item.name}: {error}", file=sys.stderr)
+            self.failed[item] = str(error)
+        self.look()
+
+    def _tidy(self, item: Item) -> None:
+        """Remove the checkpoint of a finished run, and kept stages of which another run has the same."""
+        (self.place(item) / STATE).unlink(missing_ok=True)
+        self.look()
+        for first, *others in self._kept.values():  # in the order of their names: two calls leave the same one
+            for path in others:
+                if path.parent == self.place(item):
+                    path.unlink()
+                elif (path.parent / "done").exists() and first.parent == self.place(item):
+                    path.unlink(missing_ok=True)
+
+    def _train(self, item: Item, until: float) -> bool:
+        """Train an item to its end; return False where another call is at work on it."""
+        from trainers.run import train
+
+        method, run = self.study.run(item.arm, item.seed)
+        place = self.place(item)
+        try:
+            with held(place):
+                donate_stage(method, run, place)
+        except UserError as error:
+            print(error, file=sys.stderr)
+            return False
+        if not (place / STUDENT_RECORD).exists():
+            train(method, run, place, where=f"{self.study.path}: arms.{item.arm}", until=until)
+        return True
+
+    def _benchmark(self, item: Item) -> float:
+        """Put an item through the suite; return the seconds that took."""
+        from benchmarks import evaluate
+        from benchmarks.plan import Overrides
+
+        arm, started, place = self.study.plan.arms[item.arm], time.monotonic(), self.place(item)
+        model = arm.model or place / "student"
+        overrides = Overrides(steps=arm.steps or None, guidance=arm.guidance if arm.guidance >= 0 else None)
+        suite = self.study.plan.suite
+        out = place / f"benchmark-{Path(suite).stem}"
+        evaluate(model, suite, name=item.name, out=out, board=self.board, overrides=overrides)
+        return time.monotonic() - started
+
+
+def passes_per_second(lines: Iterable[dict[str, Any]]) -> float | None:
+    """Return the pace that a log tells, canaries included and pauses left out; None where it is too short."""
+    told = [(line["passes"], line["volatile"]["time"]) for line in lines]
+    steps = [(b[0] - a[0], b[1] - a[1]) for a, b in pairwise(told)]
+    trained = [seconds for passes, seconds in steps if passes > 0 and seconds > 0]
+    if len(trained) < 3:
+        return None
+    longest = LONGEST_PAUSE * statistics.median(trained)
+    return sum(max(0, passes) for passes, _ in steps) / sum(min(max(0.0, seconds), longest) for _, seconds in steps)
