@@ -134,7 +134,7 @@ class Rtdmd(RolesTrainer):
         if c.dm_steps != "none":
             logs |= self._update_fake_score(networks, *self._anchor(steps[k_dm]))
         # 4. Advantages within the groups; images of groups without contrast are dropped
-        advantage_B, kept_B, share = self._advantages(scores)
+        advantage_B, kept_B, share = self._advantages(scores, len(members))
         subset_BK = subset_PK.repeat_interleave(c.group_size, dim=0)
         draws = self.roles.draws.by_row(len(members), "student", iteration)
         epoch, kept = Epoch(members, steps, scores, advantage_B, subset_BK, draws), kept_B.nonzero().flatten().cpu()
@@ -214,9 +214,9 @@ class Rtdmd(RolesTrainer):
         with torch.set_grad_enabled(self.config.reinforce.det_term and x0.requires_grad):
             return self.rewards.score(self.backbone.decode(x0), members, only)
 
-    def _advantages(self, scores: dict[str, Tensor]) -> tuple[Tensor, Tensor, float]:
+    def _advantages(self, scores: dict[str, Tensor], count: int) -> tuple[Tensor, Tensor, float]:
         """Return A [B], which images are kept [B], and the share that is kept of the images of all processes."""
-        c, world, count = self.config.reinforce, self.world, len(next(iter(scores.values())))
+        c, world = self.config.reinforce, self.world
         if c.rl == "none":
             return torch.ones(count), torch.ones(count, dtype=torch.bool), 1.0
         gathered = {name: world.gather(score.detach()) for name, score in scores.items()}

@@ -148,6 +148,13 @@ def test_terms_add_up_with_their_weights() -> None:
     assert torch.allclose(together, weighted + 3.0 * term(rl="subgrpo"), rtol=1e-3, atol=1e-7)
 
 
+def test_distribution_matching_alone_needs_no_reward() -> None:
+    backbone, trainer = point_trainer(RewardBank([], {}), **reinforce(rl="none", det_term=False))
+    before = weights(backbone, "student")
+    logs = trainer.step(PROMPTS[:4], 0)
+    assert moved(before, weights(backbone, "student")) and logs["kept"] == 1 and "dmd_loss" in logs
+
+
 def test_direct_term_pushes_the_reward_up_through_the_last_call_only() -> None:
     seen: list[bool] = []
     backbone, trainer = point_trainer(**reinforce(rl="none", dm_steps="none", det_weight=1.0))
@@ -195,7 +202,9 @@ def test_the_loss_is_a_mean_over_the_kept_images(microbatch: int, dm_steps: str,
 
 def test_advantages_lie_within_their_limit_on_both_sides() -> None:
     _, trainer = point_trainer(**reinforce(advantage_limit=0.5))
-    advantage, kept, share = trainer._advantages({"x1": torch.randn(32, generator=torch.Generator().manual_seed(0))})
+    advantage, kept, share = trainer._advantages(
+        {"x1": torch.randn(32, generator=torch.Generator().manual_seed(0))}, 32
+    )
     assert (advantage.min(), advantage.max()) == (-0.5, 0.5) and kept.all() and share == 1
 
 
