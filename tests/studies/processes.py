@@ -19,6 +19,7 @@ import tempfile
 import time
 from collections.abc import Iterator
 from dataclasses import dataclass
+from itertools import chain
 from pathlib import Path
 
 import torch
@@ -77,7 +78,7 @@ def main(arguments: Arguments) -> int:
     with tempfile.TemporaryDirectory() as place:
         folder = Path(place)
         prepare(folder)
-        for row in (*gradients(folder), *trainings(folder, arguments.iterations), *evaluations(folder)):
+        for row in chain(gradients(folder), trainings(folder, arguments.iterations), evaluations(folder)):
             what, processes, difference, bar = row
             failed += not difference <= bar
             verdict = "holds" if difference <= bar else "FAILS"
