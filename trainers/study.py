@@ -11,7 +11,7 @@ import hashlib
 import json
 import sys
 from collections.abc import Iterable
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Annotated, Any
 
@@ -143,7 +143,7 @@ def donate_stage(method: str, run: RunConfig, folder: Path) -> None:
 
     if (folder / STATE).exists():
         return
-    names = list(run.stages)
+    names, run = list(run.stages), replace(run, processes=run.processes or 1)  # as it will be when it begins
     for stage in reversed(names[:-1]):
         wanted = stages_digest({"method": method, **as_table(run)}, stage)
         for donor in sorted(folder.parent.glob("*/run.json")):
