@@ -7,6 +7,7 @@ import numpy as np
 import pytest
 
 from benchmarks.config import UserError
+from leaderboards.statistics import Scores
 from tests.trainers.claims.fake import Benchmarks, write_plan, write_run
 from trainers.claims.finished import Done
 from trainers.claims.measures import (
@@ -123,3 +124,22 @@ def test_every_measure_is_described_and_says_what_it_needs() -> None:
         and metrics_of("a") == (["a"], [])
         and metrics_of("seconds_per_iteration") == ([], [])
     )
+
+
+class Fixed:
+    """Two prompts of two images with chosen values."""
+
+    def __init__(self, **values: list[float]) -> None:
+        self.values = values
+
+    def scores(self, metric: str) -> Scores:
+        prompts = ["p", "p", "q", "q"]
+        values = np.array(self.values[metric])
+        return Scores(values_N=values, prompt_ids=prompts, seeds=[0, 1, 0, 1], categories=[""] * 4)
+
+
+def test_a_gap_is_in_deviations_of_the_second_arms_images() -> None:
+    first, second = Fixed(a=[4, 6, 6, 8], b=[1, 1, 1, 1]), Fixed(a=[-1, 1, -1, 1], b=[-3, 3, -3, 3])
+    # a gained 5 and 7 at a deviation of 1, b gained 1 and 1 at a deviation of 3
+    found = differences("gap:a:b", [first], [second])  # type: ignore[list-item]
+    np.testing.assert_allclose(found, [[5 - 1 / 3, 7 - 1 / 3]])
