@@ -180,7 +180,7 @@ class LoadedMetric:
             shape, dtype = tuple(images_BCHW.shape), images_BCHW.dtype
             raise UserError(f"{self.card.id}: images {shape} {dtype}; pass floats in [0, 1] of shape [B, 3, H, W]")
         batch = _batch(_pair(self.card.id, len(images_BCHW), prompts))
-        rows = self.metric.measure(self._runner.run_tensors(images_BCHW.float(), batch.prompts), batch)
+        rows = self.metric.measure(self._runner.run_tensors(images_BCHW, batch.prompts), batch)
         check_finite(self.card.id, rows, batch)
         score_B = rows["score"]
         assert isinstance(score_B, Tensor)

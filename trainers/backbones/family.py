@@ -162,16 +162,18 @@ class Family:
         return self.tokens(seen[0]).to(self._dtype)
 
     def decode(self, latents: Tensor) -> Tensor:
-        """Return images [B, 3, H, W] in [0, 1]. Saturated pixels carry no gradient: on the screen nothing changes."""
+        """Return images [B, 3, H, W] in [0, 1], float32, as metrics read them.
+
+        Saturated pixels carry no gradient: on the screen nothing changes."""
         with self._autocast(), self._autoencoder() as vae:
             images = vae.decode(self.raw_latents(latents)).sample
-        return (images.to(self._dtype) / 2 + 0.5).clamp(0, 1)
+        return (images.float() / 2 + 0.5).clamp(0, 1)
 
     @torch.no_grad()
     def encode_pictures(self, images: Tensor) -> Tensor:
         """Return latents [B, ...] of images in [0, 1]: the mode of the autoencoder's posterior."""
         with self._autocast(), self._autoencoder() as vae:
-            return self.trained_latents(vae.encode(2 * images - 1).latent_dist.mode().to(self._dtype))
+            return self.trained_latents(vae.encode(2 * images.to(self._dtype) - 1).latent_dist.mode().to(self._dtype))
 
     def parameters(self, role: Role) -> list[nn.Parameter]:
         """Return what a role trains."""

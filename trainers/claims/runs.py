@@ -16,7 +16,7 @@ from typing import Any
 
 from benchmarks.config import UserError, as_table
 from leaderboards.store import file_stem
-from trainers.checkpoint import SETTINGS, STATE, held, stage_state, write_text
+from trainers.checkpoint import SETTINGS, STATE, held, read_settings, stage_state, write_text
 from trainers.claims.finished import STUDENT_RECORD, Done, read_log
 from trainers.claims.plan import Study
 from trainers.claims.schedule import UNTRAINED, Item
@@ -69,8 +69,8 @@ class Runs:
         """Read anew what finished and unfinished runs tell of time, and of stages to start from."""
         self._paces, self._benchmarks, self._kept = {}, [], {}
         for path in sorted(self.folder.glob(f"*/{SETTINGS}")):
-            table = json.loads(path.read_text(encoding="utf-8"))
-            for stage in table.get("stages", ()):
+            table = read_settings(path)
+            for stage in table["stages"]:
                 if stage_state(path.parent, stage).exists():
                     digest = stages_digest(table, stage)
                     self._kept.setdefault(digest, []).append(stage_state(path.parent, stage))

@@ -10,7 +10,7 @@ from typing import Any
 import numpy as np
 import pyarrow as pa
 
-from benchmarks.config import UserError, as_table
+from benchmarks.config import UserError
 from leaderboards import evidence
 from leaderboards.schema import Cost, MetricResult, Model, Result, StageRecord, Task, Training
 from leaderboards.statistics import breakdown
@@ -128,7 +128,7 @@ class Trainings:
         self.calls.append(run.name)
         if self.broken and run.name.startswith(self.broken):
             raise UserError(f"{where}: broken")
-        claim_folder(folder, {"method": method, **as_table(run)})
+        claim_folder(folder, method, run)
         time.sleep(self.seconds)
         if time.monotonic() >= until:
             (folder / STATE).write_text("half")
@@ -140,7 +140,7 @@ class Trainings:
 def write_run(folder: Path, method: str, run: RunConfig, spend: float = 1.0, **lines: Callable[[int], float]) -> None:
     """Write what a finished training leaves: log.jsonl, checkpoints, student/training.json."""
     passes, total, now, log, curves, stages = 0, 0, 1000.0, [], [], []
-    claim_folder(folder, {"method": method, **as_table(run)})
+    claim_folder(folder, method, run)
     for name, stage in run.stages.items():
         for iteration in range(1, 11):
             passes, total, now = passes + int(spend * stage.budget_passes) // 10, total + 1, now + 2.0
