@@ -102,8 +102,10 @@ def left_behind(folder: Path) -> dict[str, Any]:
         content: Any = path.read_bytes()
         if path.suffix == ".pt":
             content = flat(torch.load(path, weights_only=True))
-        elif path.name == "journal.jsonl":
-            continue  # the order and the times of drawing; what was drawn are the pictures
+        elif path.name in ("journal.jsonl", "page.sha256"):
+            continue  # order and times of drawing, while the pictures are compared; sums of files that show times
+        elif path.name.endswith(".details.js"):
+            content = without_times(content[content.index(b",") + 1 : content.rindex(b")")])
         elif path.suffix == ".jsonl":
             content = [without_times(line) for line in content.splitlines()]
         elif path.suffix == ".json":
@@ -113,9 +115,11 @@ def left_behind(folder: Path) -> dict[str, Any]:
 
 
 def without_times(text: bytes) -> Any:
-    """Return JSON without its key `volatile`."""
+    """Return JSON without what was measured once: the key `volatile` of results and logs, `measured` of the page."""
     table = json.loads(text)
-    return {key: value for key, value in table.items() if key != "volatile"} if isinstance(table, dict) else table
+    if not isinstance(table, dict):
+        return table
+    return {key: value for key, value in table.items() if key not in ("volatile", "measured")}
 
 
 def flat(state: Any) -> Any:
