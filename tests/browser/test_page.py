@@ -10,6 +10,7 @@ import pytest
 
 from leaderboards.build import build
 from leaderboards.comparison import compare_models
+from leaderboards.hacking import reports
 from leaderboards.page.compare import compare_page
 from leaderboards.page.vote import write_ballot
 from leaderboards.screenshots import VIEWS
@@ -238,7 +239,7 @@ def pair(site: Path) -> list[Entry]:
 
 def test_the_comparison_page_is_accessible_and_loads_nothing(browser, pair: list[Entry], tmp_path: Path) -> None:
     axe = pytest.importorskip("axe_playwright_python.sync_playwright")
-    (tmp_path / "compare.html").write_text(compare_page(compare_models(pair)), encoding="utf-8")
+    (tmp_path / "compare.html").write_text(compare_page(compare_models(pair), reports(pair)), encoding="utf-8")
     page, asked = browser.new_page(viewport={"width": 390, "height": 800}), []
     page.on("request", lambda one: asked.append(one.url) if not one.url.startswith(("file:", "data:")) else None)
     page.goto((tmp_path / "compare.html").as_uri())
