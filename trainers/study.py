@@ -112,22 +112,30 @@ def report(study: StudyConfig, board: Path | None, to: Path | None) -> None:
 
 def run_row(study: StudyConfig, path: Path, row: RowConfig, seed: int, folder: Path, board: Path | None) -> None:
     """Train or only benchmark one row; an untrained row knows no seed."""
-    from benchmarks import evaluate
-    from benchmarks.plan import Overrides
     from leaderboards.build import RESULTS
     from trainers.checkpoint import held
     from trainers.run import train
 
     if row.model:
-        overrides = Overrides(steps=row.steps or None, guidance=row.guidance if row.guidance >= 0 else None)
-        place = folder / f"benchmark-{Path(study.suite).stem}"
-        evaluate(row.model, study.suite, name=row.name, out=place, board=board or RESULTS, overrides=overrides)
+        benchmark(row.model, study.suite, row.name, folder, board or RESULTS, row.steps, row.guidance)
         return
     run = row_settings(study, path, row, seed)
     if is_main_process():
         with held(folder):
             donate_stage(study.method, run, folder)
     train(study.method, run, folder, where=f"{path}: {row.name}", board=board)
+
+
+def benchmark(
+    model: str | Path, suite: str, name: str, folder: Path, board: Path, steps: int = 0, guidance: float = -1.0
+) -> None:
+    """Put a model through a suite, in a run's folder; 0 steps and a guidance of -1 are its protocol's own."""
+    from benchmarks import evaluate
+    from benchmarks.plan import Overrides
+
+    overrides = Overrides(steps=steps or None, guidance=guidance if guidance >= 0 else None)
+    place = folder / f"benchmark-{Path(suite).stem}"
+    evaluate(model, suite, name=name, out=place, board=board, overrides=overrides)
 
 
 def row_settings(study: StudyConfig, path: Path, row: RowConfig, seed: int) -> RunConfig:
@@ -143,9 +151,9 @@ def donate_stage(method: str, run: RunConfig, folder: Path) -> None:
 
     if (folder / STATE).exists():
         return
-    names, run = list(run.stages), replace(run, processes=run.processes or 1)  # as it will be when it begins
+    names = list(run.stages)
     for stage in reversed(names[:-1]):
-        wanted = stages_digest({"method": method, **as_table(run)}, stage)
+        wanted = run_digest(method, run, stage)
         for donor in sorted(folder.parent.glob("*/run.json")):
             try:
                 table = read_settings(donor)
@@ -155,6 +163,11 @@ def donate_stage(method: str, run: RunConfig, folder: Path) -> None:
             if donor.parent != folder and alike and stage_state(donor.parent, stage).exists():
                 adopt_state(folder, donor.parent, names[: names.index(stage) + 1])
                 return
+
+
+def run_digest(method: str, run: RunConfig, last: str) -> str:
+    """Return `stages_digest` of a run as its folder will tell it: with the number of processes it begins with."""
+    return stages_digest({"method": method, **as_table(replace(run, processes=run.processes or 1))}, last)
 
 
 def stages_digest(table: dict[str, Any], last: str) -> str:

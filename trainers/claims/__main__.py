@@ -97,7 +97,7 @@ def show(runs: Runs, items: list[Item]) -> None:
     for item in items:
         state = runs.state(item)
         left = 0 if state == "done" else runs.passes_left(item, shared)
-        took = 0.0 if state == "done" else (left / runs.pace(item.arm) + _benchmark_seconds(runs, item)) / 3600
+        took = 0.0 if state == "done" else runs.seconds_for(item, left) / 3600
         passes, hours = passes + left, hours + took
         table.add_row(item.name, state, f"{left:,}", f"{runs.pace(item.arm):.0f}", f"{took:.2f}")
     Console().print(table)
@@ -110,10 +110,6 @@ def summary(study: Claims, finished: int, runs: int) -> str:
     verdicts = [claim.verdict for claim in study.claims]
     counts = ", ".join(f"{verdicts.count(verdict)} {verdict}" for verdict in dict.fromkeys(verdicts))
     return f"{finished} of {runs} runs; {len(verdicts)} claims: {counts}"
-
-
-def _benchmark_seconds(runs: Runs, item: Item) -> float:
-    return runs.benchmark_seconds if runs.study.plan.arms[item.arm].benchmark else 0.0
 
 
 if __name__ == "__main__":

@@ -6,6 +6,7 @@ from functools import cached_property
 from pathlib import Path
 from typing import Any
 
+from benchmarks.models import read_training
 from leaderboards.schema import Training
 from leaderboards.statistics import Scores
 from leaderboards.store import Entry, read_entry
@@ -39,8 +40,10 @@ class Done:
 
     @cached_property
     def training(self) -> Training:
-        """The record of the training."""
-        return Training.model_validate_json((self.folder / STUDENT_RECORD).read_bytes())
+        """The record of the training; only what was trained has one. Raises UserError where it is malformed."""
+        record, _ = read_training(self.folder / "student")
+        assert record is not None
+        return record
 
     def scores(self, metric: str) -> Scores:
         """Return the evidence of a metric. Raises ResultError where there is none."""

@@ -14,13 +14,13 @@ from itertools import pairwise
 from pathlib import Path
 from typing import Any
 
-from benchmarks.config import UserError, as_table
+from benchmarks.config import UserError
 from leaderboards.store import file_stem
 from trainers.checkpoint import SETTINGS, STATE, held, read_settings, stage_state, write_text
 from trainers.claims.finished import STUDENT_RECORD, Done, read_log
 from trainers.claims.plan import Study
 from trainers.claims.schedule import UNTRAINED, Item
-from trainers.study import donate_stage, stages_digest
+from trainers.study import benchmark, donate_stage, run_digest, stages_digest
 
 LONGEST_PAUSE = 20  # in usual times between two lines of a log; what is longer was no training
 
@@ -103,9 +103,9 @@ class Runs:
         if item.seed == UNTRAINED or (self.place(item) / STUDENT_RECORD).exists():
             return 0
         method, run = self.study.run(item.arm, item.seed)
-        table, kept, left = {"method": method, **as_table(run)}, self._kept.keys() | (shared or set()), 0
+        kept, left = self._kept.keys() | (shared or set()), 0
         for stage, budget in self.study.stages(item.arm):
-            digest = stages_digest(table, stage)
+            digest = run_digest(method, run, stage)
             left = 0 if digest in kept else left + budget
             if shared is not None:
                 shared.add(digest)
@@ -114,8 +114,12 @@ class Runs:
 
     def seconds(self, item: Item, shared: set[str] | None = None) -> float:
         """Return the estimated seconds that an item still takes."""
-        benchmark = self.benchmark_seconds if self.study.plan.arms[item.arm].benchmark else 0.0
-        return self.passes_left(item, shared) / self.pace(item.arm) + benchmark
+        return self.seconds_for(item, self.passes_left(item, shared))
+
+    def seconds_for(self, item: Item, passes: int) -> float:
+        """Return the estimated seconds of so many network passes of an item, and of its benchmark."""
+        after = self.benchmark_seconds if self.study.plan.arms[item.arm].benchmark else 0.0
+        return passes / self.pace(item.arm) + after
 
     def advance(self, item: Item, until: float) -> None:
         """Train, and benchmark, an item until it is done or the moment `until` of time.monotonic() has come.
@@ -171,15 +175,9 @@ class Runs:
 
     def _benchmark(self, item: Item) -> float:
         """Put an item through the suite; return the seconds that took."""
-        from benchmarks import evaluate
-        from benchmarks.plan import Overrides
-
         arm, started, place = self.study.plan.arms[item.arm], time.monotonic(), self.place(item)
         model = arm.model or place / "student"
-        overrides = Overrides(steps=arm.steps or None, guidance=arm.guidance if arm.guidance >= 0 else None)
-        suite = self.study.plan.suite
-        out = place / f"benchmark-{Path(suite).stem}"
-        evaluate(model, suite, name=item.name, out=out, board=self.board, overrides=overrides)
+        benchmark(model, self.study.plan.suite, item.name, place, self.board, arm.steps, arm.guidance)
         return time.monotonic() - started
 
 

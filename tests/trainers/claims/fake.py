@@ -4,6 +4,7 @@ import hashlib
 import json
 import time
 from collections.abc import Callable
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -128,7 +129,7 @@ class Trainings:
         self.calls.append(run.name)
         if self.broken and run.name.startswith(self.broken):
             raise UserError(f"{where}: broken")
-        claim_folder(folder, method, run)
+        claim_folder(folder, method, begun(run))
         time.sleep(self.seconds)
         if time.monotonic() >= until:
             (folder / STATE).write_text("half")
@@ -140,7 +141,7 @@ class Trainings:
 def write_run(folder: Path, method: str, run: RunConfig, spend: float = 1.0, **lines: Callable[[int], float]) -> None:
     """Write what a finished training leaves: log.jsonl, checkpoints, student/training.json."""
     passes, total, now, log, curves, stages = 0, 0, 1000.0, [], [], []
-    claim_folder(folder, method, run)
+    claim_folder(folder, method, begun(run))
     for name, stage in run.stages.items():
         for iteration in range(1, 11):
             passes, total, now = passes + int(spend * stage.budget_passes) // 10, total + 1, now + 2.0
@@ -168,7 +169,13 @@ def write_run(folder: Path, method: str, run: RunConfig, spend: float = 1.0, **l
         curves=curves,
         stages=stages,
     )
-    write_text(folder / "student" / "training.json", record.model_dump_json())
+    told = {"base": "micro-teacher"} | record.model_dump(mode="json")  # as trainers.loop writes it
+    write_text(folder / "student" / "training.json", json.dumps(told))
+
+
+def begun(run: RunConfig) -> RunConfig:
+    """Return the run as trainers.loop stores it: with the number of processes that it begins with."""
+    return replace(run, processes=run.processes or 1)
 
 
 class Benchmarks:
