@@ -12,6 +12,7 @@ from typing import Any, Literal
 
 from pydantic import TypeAdapter, ValidationError
 
+from benchmarks.about import about_run
 from benchmarks.budget import fitting_block_size
 from benchmarks.config import UserError
 from benchmarks.generate import generate
@@ -21,6 +22,7 @@ from benchmarks.score import score
 from benchmarks.store import Run
 from benchmarks.suites import read_suite
 from benchmarks.summarise import Summarised, summarise, write_result
+from leaderboards.about import add_about
 from leaderboards.schema import Name, Result, ResultError, read_result
 from leaderboards.store import file_stem, publish
 from metrics.base import import_plugins
@@ -128,6 +130,7 @@ def work(prepared: Prepared) -> Summarised | None:
         result = write_result(run, summarised)
         if settings.board:
             _publish(result, summarised, settings.board)
+            add_about(settings.board / file_stem(result.suite), about_run(plan))
     return Summarised(result, summarised.evidence, summarised.gallery)
 
 

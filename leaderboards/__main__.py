@@ -10,6 +10,7 @@ from typing import Annotated, Literal
 
 import tyro
 
+from leaderboards.about import NOTES, read_about
 from leaderboards.build import RESULTS, SITE, build
 from leaderboards.cli import Commands
 from leaderboards.comparison import compare_models
@@ -57,10 +58,10 @@ def build_command(results: Path = RESULTS, out: Path = SITE) -> None:
 
 @app.add("validate")
 def validate(paths: Annotated[tuple[Path, ...], tyro.conf.Positional] = (), results: Path = RESULTS) -> int:
-    """Recompute every value and interval of results from their evidence, and check the papers' tables.
+    """Recompute every value and interval of results from their evidence; check notes and the papers' tables.
 
     Args:
-        paths: result files, papers' tables, or folders of them; without any, the whole board and all papers
+        paths: result files, notes on suites, papers' tables, or folders of them; none: the board and all papers
         results: the board, from which paths may also be given
     """
     faults = []
@@ -242,10 +243,13 @@ def _json_files(path: Path, board: Path) -> list[Path]:
 
 
 def _checked(path: Path) -> str:
-    """Check one file of either kind and say what it holds. Raises ResultError."""
+    """Check one file of any kind and say what it holds. Raises ResultError."""
     if is_paper_table(path):
         table = read_paper_table(path)
         return f"{len(table.rows)} rows reported by {table.paper.id}"
+    if path.name.endswith(NOTES):
+        about = read_about(path.with_name(path.name.removesuffix(NOTES)))
+        return f"notes on {sum(map(len, about.prompts.values()))} prompts and {len(about.metrics)} metrics"
     evidence = read_entry(path).result.evidence
     return f"{evidence.rows if evidence else 0} rows of evidence"
 

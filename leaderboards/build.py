@@ -6,11 +6,14 @@ page.sha256          as sha256sum(1) writes and checks it, without data/plots.js
 """
 
 import hashlib
+from dataclasses import replace
 from pathlib import Path
 
+from leaderboards.about import About, read_about
 from leaderboards.methods import read_methods
 from leaderboards.papers import read_paper_tables
 from leaderboards.recipe import paper_recipes
+from leaderboards.schema import ResultError
 from leaderboards.store import Board, file_stem, read_board, write_atomically
 from leaderboards.studies import read_studies
 from leaderboards.table import suite_table, to_markdown
@@ -31,8 +34,8 @@ def build(results: Path = RESULTS, out: Path = SITE) -> tuple[Board, list[Path]]
 
     if results == RESULTS:
         results.mkdir(exist_ok=True)  # a fresh clone has an empty board, not a missing one
-    board = read_board(results)
-    tables = [suite_table(suite, entries) for suite, entries in board.suites.items()]
+    board, about = _with_notes(read_board(results), results)
+    tables = [suite_table(suite, entries, about[suite]) for suite, entries in board.suites.items()]
     papers = read_paper_tables()
     written = set()
     sums = {}
@@ -55,3 +58,15 @@ def build(results: Path = RESULTS, out: Path = SITE) -> tuple[Board, list[Path]]
     lines = [f"{digest}  {name}\n" for name, digest in sorted(sums.items()) if name != LIBRARY]
     write_atomically(out / SUMS, "".join(lines).encode())
     return board, [out / name for name in texts]
+
+
+def _with_notes(board: Board, results: Path) -> tuple[Board, dict[str, About]]:
+    """Return the board, and what is told of each of its suites; a fault is one more line of the board's."""
+    about, errors = {}, list(board.errors)
+    for suite in board.suites:
+        try:
+            about[suite] = read_about(results / file_stem(suite))
+        except ResultError as error:
+            about[suite] = About()
+            errors.append(str(error).removeprefix(f"{results}/"))
+    return replace(board, errors=tuple(errors)), about

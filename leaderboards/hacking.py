@@ -128,7 +128,8 @@ def _report(entry: Entry, baseline: Entry | None, changes: Sequence[Change]) -> 
 
 def is_diversity(metric: str) -> bool:
     """Whether a metric measures variety, not quality."""
-    return "diversity" in metric or metric.partition(".")[0] in ("vendi", "recall")
+    measure = metric.removeprefix("micro_").partition(".")[0]  # without its world and its variant
+    return "diversity" in metric or measure in ("vendi", "recall")
 
 
 def gated_diversity(diversity: Scores, judge: Scores) -> Scores:

@@ -2,6 +2,7 @@
 
     <folder>/index.html, data/, page.sha256, <suite>.md    what `build` makes
     <folder>/results/<suite>/<model>.*                     what anybody needs to compute it again
+    <folder>/results/<suite>.about.json                    what the suite's prompts say and its metrics mean
     <folder>/SHA256SUMS                                    of every other file, as sha256sum(1) writes and checks it
 
 The folder is meant for this alone: files of an older publication that are not part of this one are removed, and a
@@ -12,10 +13,11 @@ import hashlib
 import shutil
 from pathlib import Path
 
+from leaderboards.about import about_path
 from leaderboards.build import SUMS as PAGE_SUMS
 from leaderboards.build import build
 from leaderboards.schema import ResultError
-from leaderboards.store import Board, read_board, write_atomically
+from leaderboards.store import Board, file_stem, read_board, write_atomically
 
 SUMS = "SHA256SUMS"
 
@@ -29,6 +31,9 @@ def publish_site(results: Path, to: Path) -> Board:
         raise ResultError(f"not published: {board.errors[0]}; mend or remove it, then publish again")
     old = _of_older_publication(to)
     build(results, to)
+    (to / "results").mkdir(exist_ok=True)
+    for notes in _notes(results, board):
+        shutil.copy2(notes, to / "results" / notes.name)
     for entry in board.entries:
         folder = to / "results" / entry.path.parent.name
         folder.mkdir(parents=True, exist_ok=True)
@@ -81,7 +86,13 @@ def _wanted(to: Path, results: Path, board: Board) -> set[str]:
         for path in (source.rglob("*") if source.is_dir() else (source,))
         if path.is_file()
     }
-    return site | kept
+    return site | kept | {f"results/{notes.name}" for notes in _notes(results, board)}
+
+
+def _notes(results: Path, board: Board) -> list[Path]:
+    """The files that tell about the suites of a board."""
+    paths = [about_path(results / file_stem(suite)) for suite in board.suites]
+    return [path for path in paths if path.is_file()]
 
 
 def _digest(path: Path) -> str:

@@ -7,6 +7,7 @@ ones apart from both.
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field, fields
 
+from leaderboards.about import About
 from leaderboards.columns import Cell, Column, Row, band_text, number, possible_ranks, rows_of
 from leaderboards.hacking import Report, reports
 from leaderboards.store import Entry
@@ -22,6 +23,7 @@ class SuiteTable:
     apart: tuple[Row, ...]  # synthetic, partial: unranked
     reported: tuple[Row, ...]  # from papers: unranked
     reports: Mapping[str, Report] = field(default_factory=dict)  # what rewards did, by model
+    about: About = field(default_factory=About)  # what its prompts say and its metrics mean
 
     def headings(self) -> dict[Column, str]:
         """Return the title of each column, with what sets it apart from others of the same title."""
@@ -34,7 +36,7 @@ class SuiteTable:
         return found
 
 
-def suite_table(suite: str, entries: Sequence[Entry]) -> SuiteTable:
+def suite_table(suite: str, entries: Sequence[Entry], about: About | None = None) -> SuiteTable:
     """Arrange the results of one suite."""
     rows = rows_of(entries)
     columns = _ordered_columns(rows)
@@ -54,6 +56,7 @@ def suite_table(suite: str, entries: Sequence[Entry]) -> SuiteTable:
         apart=tuple(sorted((row for row in measured if row.result.status != "ranked"), key=best_first)),
         reported=tuple(sorted((row for row in rows if row.result.kind == "reported"), key=best_first)),
         reports=reports(entries),
+        about=about or About(),
     )
 
 

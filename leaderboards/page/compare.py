@@ -6,6 +6,7 @@ import base64
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 
+from leaderboards.about import read_about
 from leaderboards.columns import Column, number
 from leaderboards.comparison import Changed, Compared, Contrast, changed_most, samples_of
 from leaderboards.hacking import MEANING, Report
@@ -44,7 +45,7 @@ class Prompt:
 
 
 def compare_page(compared: Compared, rewards: Mapping[str, Report]) -> str:
-    """Return the page; the same results give the same bytes."""
+    """Return the page; the same results give the same bytes. Raises ResultError for damaged notes on the suite."""
     return render(
         "compare.html",
         first=compared.names[0],
@@ -88,11 +89,12 @@ def _prompts(column: Column, compared: Compared) -> list[Prompt]:
     """The prompts that changed most of all, and of those that have pictures of every model."""
     changed = [one for one in changed_most(compared.entries, column) if one.size > 0]
     samples = samples_of(compared.entries, column.task)
+    texts = read_about(compared.entries[0].path.parent).texts(column.task)
     shown = changed[:MOST] + [one for one in changed[MOST:] if one.prompt_id in samples][:MOST]
-    return [_prompt(one, samples.get(one.prompt_id, [])) for one in shown]
+    return [_prompt(one, texts.get(one.prompt_id, ""), samples.get(one.prompt_id, [])) for one in shown]
 
 
-def _prompt(changed: Changed, pictures: Sequence[Sequence[Sample]]) -> Prompt:
-    text = pictures[0][0].prompt if pictures else ""
+def _prompt(changed: Changed, text: str, pictures: Sequence[Sequence[Sample]]) -> Prompt:
     uris = [[f"data:image/png;base64,{base64.b64encode(one.png).decode()}" for one in each] for each in pictures]
-    return Prompt(changed=changed, text=text, pictures=uris)
+    said = text or next((each[0].prompt for each in pictures), "")
+    return Prompt(changed=changed, text=said, pictures=uris)

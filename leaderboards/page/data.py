@@ -45,7 +45,7 @@ def board(table: SuiteTable) -> dict[str, Json]:
     return {
         "suite": table.suite,
         "stem": file_stem(table.suite),
-        "columns": [_column(column, headings[column], column in rewards) for column in table.columns],
+        "columns": [_column(column, headings[column], column in rewards, table) for column in table.columns],
         "models": [_model(row, table) for row in rows],
         "tasks": sorted({column.task for column in table.columns}),
     }
@@ -130,7 +130,8 @@ def as_script(key: str, data: Json) -> bytes:
     return f"fewstep.chunk({as_json(key)},{as_json(data)});\n".encode()
 
 
-def _column(column: Column, title: str, rewarded: bool) -> Json:
+def _column(column: Column, title: str, rewarded: bool, table: SuiteTable) -> Json:
+    notes = table.about.metrics.get(column.metric)
     return {
         "title": title,
         "metric": column.metric,
@@ -145,6 +146,7 @@ def _column(column: Column, title: str, rewarded: bool) -> Json:
         "aggregate": column.aggregate,
         "diversity": is_diversity(column.metric),
         "rewarded": rewarded,  # some model of the board was trained on it
+        "notes": notes.model_dump() if notes else None,
     }
 
 
@@ -312,12 +314,13 @@ Rows = dict[str, int]
 
 def _prompts(task: str, table: SuiteTable) -> tuple[Json, tuple[Rows, list[int]]]:
     """Return what the rows and columns of a task's evidence are, and the places of prompt ids and seeds in it."""
-    texts = {
+    sampled = {
         sample.prompt_id: sample.prompt
         for row in (*table.ranked, *table.apart)
         for sample in row.entry.samples
         if sample.task == task
     }
+    texts = {**sampled, **table.about.texts(task)}
     labels: dict[str, tuple[str, str]] = {}
     seeds: set[int] = set()
     seen: set[tuple[int, ...]] = set()

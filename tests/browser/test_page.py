@@ -8,6 +8,7 @@ from pathlib import Path
 
 import pytest
 
+from leaderboards.about import About, MetricNotes, add_about
 from leaderboards.build import build
 from leaderboards.comparison import compare_models
 from leaderboards.hacking import reports
@@ -43,6 +44,9 @@ def site(tmp_path_factory: pytest.TempPathFactory) -> Path:
     ):
         rows = evidence_table(rate, seed)
         publish(result_of(rows, name, model=model), rows, folder / "results", pictures)
+    notes = MetricNotes(description=f"How right it is. {HOSTILE}", fooled_by="Blobs of paint.", source="<b>us</b>")
+    texts = {f"prompt-{n:02d}": f"{HOSTILE} the whole text of {n}" for n in range(12)}
+    add_about(folder / "results" / "tiny", About(prompts={"compose": texts}, metrics={"judge": notes}))
     build(folder / "results", folder / "site")
     return folder / "site"
 
@@ -192,6 +196,23 @@ def test_the_prompts_that_changed_most_come_first(open_page) -> None:
     texts = page.locator(".samples tbody tr td:last-child").all_inner_texts()
     sizes = [abs(float(re.sub(r"[^\d.]", "", text))) for text in texts]
     assert sizes == sorted(sizes, reverse=True) and sizes[0] > 0
+
+
+def test_prompts_without_pictures_are_named_by_what_they_say(open_page) -> None:
+    page = open_page("view=prompts")
+    playwright.expect(page.locator(".samples tbody th .prompt", has_text="the whole text of")).to_have_count(12)
+    page.locator("input[type=search]").first.press_sequentially("whole text of 11")
+    playwright.expect(page.locator(".samples tbody tr")).to_have_count(1)
+
+
+def test_a_metric_tells_what_it_means_and_what_fools_it(open_page) -> None:
+    page = open_page("view=metrics")
+    card = page.locator(".card", has_text="The judge")
+    assert "How right it is." in card.inner_text()
+    told = card.locator("details", has_text="What fools it")
+    assert not told.locator("p").is_visible()
+    told.locator("summary").press("Enter")
+    assert told.locator("p").inner_text() == "Blobs of paint."
 
 
 def test_keyboard_alone_reaches_and_sorts_the_table(open_page) -> None:

@@ -173,3 +173,4 @@ def test_varied_but_wrong_pictures_earn_no_gated_diversity() -> None:
 
 def test_diversity_is_known_by_its_id() -> None:
     assert is_diversity("micro_diversity") and is_diversity("vendi.dino") and not is_diversity("clip_score")
+    assert is_diversity("micro_vendi") and is_diversity("micro_recall") and not is_diversity("micro_precision")

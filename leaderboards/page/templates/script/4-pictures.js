@@ -105,8 +105,7 @@ fewstep.views.prompts = {
     const sheets = evidence.map((e) => gridOf(e, index));
     if (sheets.some((g) => !g)) return [h("p", { class: "empty" }, `Not all of these have evidence of ${column.title}.`)];
     const means = sheets.map((g) => meansOf(told, g)), wanted = (now.pq ?? "").toLowerCase();
-    const texts = new Map(galleries.flat().map((p) => [p.id, p.text]));
-    const rows = told.ids.map((id, row) => ({ id, row, text: texts.get(id) ?? told.texts[row], category: told.categories[row], split: told.splits[row], a: means[0][row], b: means[1]?.[row], d: means[1] ? means[0][row] - means[1][row] : means[0][row] }))
+    const rows = told.ids.map((id, row) => ({ id, row, text: told.texts[row], category: told.categories[row], split: told.splits[row], a: means[0][row], b: means[1]?.[row], d: means[1] ? means[0][row] - means[1][row] : means[0][row] }))
       .filter((r) => !Number.isNaN(r.d) && (!wanted || `${r.id} ${r.text} ${r.category}`.toLowerCase().includes(wanted)));
     const order = now.order ?? (models.length > 1 ? "changed" : column.higher ? "up" : "down");
     rows.sort((a, b) => (order === "changed" ? Math.abs(b.d) - Math.abs(a.d) : order === "up" ? a.d - b.d : b.d - a.d) || a.row - b.row);

@@ -59,9 +59,12 @@ fewstep.views.model = {
 fewstep.views.metrics = {
   title: "Metrics",
   show: (suite) => [
-    h("p", { class: "quiet" }, "Two numbers share a column only where everything below agrees. ", h("code", {}, "python -m metrics card ID"), " tells what a metric means and what fools it."),
+    h("p", { class: "quiet" }, "Two numbers share a column only where id, version, variant, perceiver, task and weights agree. ", h("code", {}, "python -m metrics card ID"), " shows a metric's whole card."),
     h("div", { class: "cards" }, suite.columns.map((c) => h("article", { class: "card" }, h("h2", { class: "sub" }, c.title, " ", arrow(c)),
       h("p", {}, h("span", { class: `chip ${c.rewarded ? "trained" : c.diversity ? "diverse" : "held"}` }, c.rewarded ? "a reward of some model" : c.diversity ? "diversity" : "held out")),
-      h("dl", {}, term("Id", h("code", {}, c.metric)), term("Version, variant", `${c.version}, ${c.variant}`), c.perceiver ? term("Perceiver", c.perceiver) : null, term("Unit", c.unit), term("Mean over", c.aggregate), term("Task", c.task), c.weights ? term("Weights", h("code", {}, c.weights.slice(0, 16))) : null)))),
+      c.notes ? h("p", {}, c.notes.description) : null,
+      h("dl", {}, term("Id", h("code", {}, c.metric)), term("Version, variant", `${c.version}, ${c.variant}`), c.perceiver ? term("Perceiver", c.perceiver) : null, term("Unit", c.unit), term("Mean over", c.aggregate), term("Task", c.task), c.weights ? term("Weights", h("code", {}, c.weights.slice(0, 16))) : null),
+      Object.entries({ comparable: "When two numbers may be compared", fooled_by: "What fools it", source: "Source" }).map(([key, title]) =>
+        c.notes?.[key] ? h("details", {}, h("summary", {}, title), h("p", {}, c.notes[key])) : null)))),
   ],
 };
