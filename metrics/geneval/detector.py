@@ -17,7 +17,7 @@ from metrics.encoders.published import clip_l14
 from metrics.features import Encoder, register_encoders
 from metrics.geneval.classes import CLASSES
 from metrics.geneval.colour import ColourClassifier, cut_out
-from metrics.geneval.mask2former import Detector, MmdetPictures, PreparedBatch, full_mask, read_out
+from metrics.geneval.mask2former import Detector, MmdetPictures, PreparedBatch, full_masks, read_out
 from metrics.geneval.verdict import Constants, Detected, Detections, keep
 from metrics.weights import manifest
 
@@ -47,7 +47,7 @@ class Perceiver:
             asked = [(name, object_) for name in coloured(prompt) for object_ in self._kept(by_class, name, prompt)]
             crops = []
             for _, object_ in asked:
-                mask_HW = full_mask(mask_logits[object_.handle], one.resized, size) > 0
+                mask_HW = full_masks(mask_logits[object_.handle][None], one.resized, size)[0] > 0
                 crops.append(cut_out(one.picture, mask_HW.cpu().numpy(), object_.box))
             named = self.colours.name(crops, [name for name, _ in asked])
             colour_of = {(name, id(object_)): colour for (name, object_), colour in zip(asked, named, strict=True)}

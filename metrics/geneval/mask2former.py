@@ -36,6 +36,7 @@ if TYPE_CHECKING:
 LONGER, SHORTER, MULTIPLE, GREY = 1333, 800, 32, 128
 MEAN, STD = (123.675, 116.28, 103.53), (58.395, 57.12, 57.375)
 TOP = 100
+AT_ONCE = 8  # masks that are resized together: all of them at 1024 px are half a gigabyte
 SWIN_S: Mapping[str, Any] = {
     "embed_dim": 96,
     "depths": [2, 2, 18, 2],
@@ -199,9 +200,10 @@ def read_out(
     p_QC = class_logits_QC.float().softmax(dim=-1)[:, :-1]
     scores_K, places_K = p_QC.flatten().topk(min(TOP, p_QC.numel()), sorted=False)
     queries_K, labels_K = places_K // p_QC.shape[1], places_K % p_QC.shape[1]
-    of_query = {}
-    for query in sorted(set(queries_K.tolist())):  # one at a time: all of them at 1024 px are half a gigabyte
-        of_query[query] = _mask_score_and_box(full_mask(mask_logits_Qhw[query], resized, picture))
+    of_query: dict[int, tuple[float, Box]] = {}
+    for some in queries_K.unique().split(AT_ONCE):
+        scores_and_boxes = _mask_scores_and_boxes(full_masks(mask_logits_Qhw[some], resized, picture))
+        of_query |= zip(some.tolist(), scores_and_boxes, strict=True)
     found = []
     for p, query, label in zip(scores_K.tolist(), queries_K.tolist(), labels_K.tolist(), strict=True):
         mask_score, box = of_query[query]
@@ -209,19 +211,27 @@ def read_out(
     return found
 
 
-def full_mask(mask_logits_hw: Tensor, resized: tuple[int, int], picture: tuple[int, int]) -> Tensor:
-    """Return one mask's logits [H, W] at the picture's own size."""
+def full_masks(mask_logits_Qhw: Tensor, resized: tuple[int, int], picture: tuple[int, int]) -> Tensor:
+    """Return masks' logits [Q, H, W] at the picture's own size."""
     padded = tuple(-(-side // MULTIPLE) * MULTIPLE for side in resized)
-    mask_11HW = F.interpolate(mask_logits_hw[None, None].float(), padded, mode="bilinear", align_corners=False)
-    mask_11HW = mask_11HW[..., : resized[0], : resized[1]]
-    return F.interpolate(mask_11HW, picture, mode="bilinear", align_corners=False)[0, 0]
+    mask_1QHW = F.interpolate(mask_logits_Qhw[None].float(), padded, mode="bilinear", align_corners=False)
+    mask_1QHW = mask_1QHW[..., : resized[0], : resized[1]]
+    return F.interpolate(mask_1QHW, picture, mode="bilinear", align_corners=False)[0]
 
 
-def _mask_score_and_box(mask_HW: Tensor) -> tuple[float, Box]:
-    inside_HW = mask_HW > 0
-    score = (mask_HW.sigmoid() * inside_HW).sum() / (inside_HW.sum() + 1e-6)
-    rows, columns = inside_HW.any(dim=1).nonzero()[:, 0], inside_HW.any(dim=0).nonzero()[:, 0]
-    if not len(rows):
-        return 0.0, (0.0, 0.0, 0.0, 0.0)
-    x1, x2, y1, y2 = columns[0], columns[-1] + 1, rows[0], rows[-1] + 1
-    return float(score), (float(x1), float(y1), float(x2), float(y2))
+def _mask_scores_and_boxes(mask_QHW: Tensor) -> list[tuple[float, Box]]:
+    """Return for each mask the mean probability inside it and the box around it; an empty one has score 0."""
+    inside_QHW = mask_QHW > 0
+    scores_Q = (mask_QHW.sigmoid() * inside_QHW).sum(dim=(1, 2)) / (inside_QHW.sum(dim=(1, 2)) + 1e-6)
+    x_Q2, y_Q2 = _ends(inside_QHW.any(dim=1)), _ends(inside_QHW.any(dim=2))
+    return [
+        (score, (float(x1), float(y1), float(x2), float(y2)))
+        for score, (x1, x2), (y1, y2) in zip(scores_Q.tolist(), x_Q2.tolist(), y_Q2.tolist(), strict=True)
+    ]
+
+
+def _ends(inside_QN: Tensor) -> Tensor:
+    """Return the first place inside and the one after the last, [Q, 2]; 0 and 0 where nothing is."""
+    n, places_QN = inside_QN.shape[1], inside_QN.byte()  # argmax takes the first of equal ones
+    ends_Q2 = torch.stack([places_QN.argmax(dim=1), n - places_QN.flip(1).argmax(dim=1)], dim=1)
+    return ends_Q2 * inside_QN.any(dim=1, keepdim=True)

@@ -1,6 +1,9 @@
 """Publishing: complete, checked, repeatable; what is invalid or foreign is refused."""
 
+import ast
 import hashlib
+import re
+import sys
 from collections.abc import Callable
 from pathlib import Path
 
@@ -12,6 +15,7 @@ from leaderboards.publish import check_site, publish_site
 from leaderboards.schema import ResultError
 
 Add = Callable[..., Path]
+ROOT = Path(__file__).resolve().parents[2]
 
 
 @pytest.fixture(autouse=True)
@@ -88,3 +92,16 @@ def test_the_page_s_sums_are_of_its_files_but_for_the_library(add: Add, tmp_path
     assert found.pop(LIBRARY)
     assert told == found
     assert "index.html" in told and "data/tiny/student.evidence.js" in told
+
+
+def test_the_workflow_that_publishes_installs_all_that_this_package_imports() -> None:
+    workflow = (ROOT / ".github" / "workflows" / "pages.yml").read_text(encoding="utf-8")
+    (line,) = re.findall(r"pip install -c constraints.txt (.*)", workflow)
+    called = {"PIL": "pillow", "markupsafe": "jinja2"}  # jinja2 brings the other
+    trees = [ast.parse(path.read_text(encoding="utf-8")) for path in (ROOT / "leaderboards").rglob("*.py")]
+    modules = {node.module or "" for tree in trees for node in tree.body if isinstance(node, ast.ImportFrom)}
+    modules |= {
+        name.name for tree in trees for node in tree.body if isinstance(node, ast.Import) for name in node.names
+    }
+    imported = {module.partition(".")[0] for module in modules} - sys.stdlib_module_names - {"leaderboards"}
+    assert {called.get(name, name) for name in imported} <= set(line.split())

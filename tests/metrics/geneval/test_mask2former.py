@@ -16,7 +16,7 @@ from metrics.geneval import mask2former
 from metrics.geneval.classes import CLASSES, COCO_NAMES
 from metrics.geneval.colour import ColourClassifier, cut_out, texts_of
 from metrics.geneval.detector import Perceiver, coloured
-from metrics.geneval.mask2former import Detector, MmdetPictures, full_mask, read_out, target_size
+from metrics.geneval.mask2former import Detector, MmdetPictures, full_masks, read_out, target_size
 from metrics.geneval.mmdet_keys import from_mmdet, reorder_merge
 from metrics.geneval.verdict import GENEVAL_COLOURS
 from metrics.preprocessing import Uint8
@@ -240,7 +240,7 @@ def test_the_read_out_of_constructed_logits() -> None:
 def test_masks_are_cropped_before_they_are_resized_to_the_picture() -> None:
     mask = torch.full((8, 8), -4.0)
     mask[:, :4] = 4.0  # the left half of the padded map
-    whole = full_mask(mask, (32, 20), (64, 40)) > 0  # 20 of 32 columns are picture
+    whole = full_masks(mask[None], (32, 20), (64, 40))[0] > 0  # 20 of 32 columns are picture
     assert whole.shape == (64, 40)
     assert int(whole[0].sum()) == pytest.approx(40 * 16 / 20, abs=1)
 
@@ -248,10 +248,10 @@ def test_masks_are_cropped_before_they_are_resized_to_the_picture() -> None:
 def test_masks_are_cropped_in_rows_by_the_height_and_in_columns_by_the_width() -> None:
     mask = torch.full((8, 8), -4.0)
     mask[:4] = 4.0  # the upper half of the padded map
-    low = full_mask(mask, (20, 32), (40, 64)) > 0  # 20 of 32 rows are picture
+    low = full_masks(mask[None], (20, 32), (40, 64))[0] > 0  # 20 of 32 rows are picture
     assert low.shape == (40, 64)
     assert int(low[:, 0].sum()) == pytest.approx(40 * 16 / 20, abs=1)
-    left = full_mask(mask.T, (20, 32), (40, 64)) > 0  # all columns are
+    left = full_masks(mask.T[None], (20, 32), (40, 64))[0] > 0  # all columns are
     assert int(left[0].sum()) == pytest.approx(64 * 16 / 32, abs=1)
 
 
