@@ -10,8 +10,7 @@ import argparse
 import gzip
 import json
 import sys
-import time
-from collections.abc import Callable, Mapping
+from collections.abc import Mapping
 from pathlib import Path
 
 import numpy as np
@@ -27,6 +26,7 @@ from metrics.geneval.verdict import Detected, judge
 from metrics.vqa.qwen import VisionLanguageModel
 from tests.metrics.vqa.test_qwen import CHAT, tokenizer
 from tests.perf.record import machine, record
+from tests.perf.turns import best_in_turns
 
 ROOT = Path(__file__).resolve().parents[2]
 VERDICTS, SHARE = 50_000, 0.9
@@ -34,17 +34,6 @@ REPEATS = 3  # of which the fastest counts
 TOKENS = {
     "image": "image_pad", "video": "video_pad", "vision_start": "vision_start", "vision_end": "vision_end",
 }  # fmt: skip
-
-
-def best_seconds(ways: Mapping[str, Callable[[], object]], repeats: int) -> dict[str, float]:
-    """Return the least time of each way: what disturbs a run only adds. They take turns, so that it hits all."""
-    times: dict[str, list[float]] = {name: [] for name in ways}
-    for _ in range(repeats):
-        for name, run in ways.items():
-            start = time.perf_counter()
-            run()
-            times[name].append(time.perf_counter() - start)
-    return {name: min(taken) for name, taken in times.items()}
 
 
 def verdicts_per_second() -> float:
@@ -62,7 +51,7 @@ def verdicts_per_second() -> float:
         for found, prompt in cases:
             judge(found, prompt, lambda _, names: names, REAL)
 
-    return len(cases) / best_seconds({"verdicts": all_of_them}, repeats=7)["verdicts"]
+    return len(cases) / best_in_turns({"verdicts": all_of_them}, repeats=7)["verdicts"]
 
 
 def detector(pictures: int) -> dict[str, float]:
@@ -93,7 +82,7 @@ def detector(pictures: int) -> dict[str, float]:
         wait()
 
     with torch.no_grad():
-        times = best_seconds({"bare": bare, "whole": whole}, REPEATS)
+        times = best_in_turns({"bare": bare, "whole": whole}, REPEATS)
     return _per_picture(times, pictures, made.model)
 
 
@@ -142,7 +131,7 @@ def reader(pictures: int) -> dict[str, float]:
     def whole() -> None:
         made.answer(images, questions, [("yes", "no")] * count)
 
-    return _per_picture(best_seconds({"bare": bare, "whole": whole}, REPEATS), count, network)
+    return _per_picture(best_in_turns({"bare": bare, "whole": whole}, REPEATS), count, network)
 
 
 def _per_picture(seconds: Mapping[str, float], pictures: int, network: torch.nn.Module) -> dict[str, float]:

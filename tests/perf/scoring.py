@@ -4,10 +4,10 @@
     tox -e perf-scoring -- --case image_reward --rounds 1
     tox -e perf-scoring -- --small                        shrunken models: whether it runs; no bar is judged
 
-Weights are random, in files of the true layout, written once under --folder. Every measurement is a process of its
-own, and the ways take turns, so that a busy machine slows all alike. Figures are printed as they come. A round is
-kept once all of its ways are measured, for only these can be compared; a second start goes on with the next round.
-What is measured, imports aside, with four pictures a prompt as in the suite `preference`:
+Weights are random, in files of the true layout, written once under --folder. Our code and the package's each run in a
+process of their own, and score one prompt's four pictures at a time in turns, so that a busy moment slows all alike.
+Figures are printed as they come. A round is kept once it is whole; a second start goes on with the next round.
+What is measured, imports aside, is the sum over all prompts:
 
     ours, first    read weights and pictures, score, keep the evidence: what a first run does
     ours           the same with the weights loaded already
@@ -23,7 +23,8 @@ import json
 import os
 import subprocess
 import sys
-from collections.abc import Iterator, Mapping
+from collections.abc import Mapping
+from contextlib import ExitStack
 from dataclasses import asdict, dataclass
 from pathlib import Path
 from statistics import median
@@ -77,12 +78,10 @@ def main(arguments: Arguments) -> int:
         kept = Rounds(folder / "rounds.jsonl", name, settings)
         for number in range(len(kept.found), arguments.rounds):
             print(f"{name}, round {number + 1} of {arguments.rounds}:", flush=True)
-            kept.add(measure(name, work, arguments.threads, backwards=number % 2 == 1))
+            kept.add(measure(name, work, arguments.threads))
         missed += print_case(name, kept.found, work.images, arguments)
         if arguments.device.startswith("cuda"):
-            found = run(own(name, "bf16"), work, arguments.threads)
-            print(f"  bf16: {work.images / found['bf16']:.1f} pictures per second, {found['share']:.0%} of a large "
-                  "product's speed")  # fmt: skip
+            measure_bf16(name, work, arguments.threads)
         else:
             print("  bf16 on a GPU: not measured", flush=True)
     return int(missed > 0 and not arguments.small)
@@ -107,32 +106,80 @@ class Rounds:
         self.found.append(found)
 
 
-def measure(name: str, work: Work, threads: int, backwards: bool) -> dict[str, float]:
+def measure(name: str, work: Work, threads: int) -> dict[str, float]:
     """Measure one case by all ways in turn, print each figure; return seconds by way."""
-    commands = list(ways(name))
-    seconds: dict[str, float] = {}
-    for command in commands[::-1] if backwards else commands:
-        found = run(command, work, threads)
-        peak = found.pop("peak_gb")
-        for way, value in found.items():
-            print(f"  {way:12} {value / work.images:8.3f} s per picture (peak {peak:.1f} GiB)", flush=True)
-        seconds |= found
-    return seconds
+    peer = CASES[name].peer
+    with ExitStack() as running:
+        own = running.enter_context(Worker("ours", own_command(name, "turns"), work, threads))
+        cold = own.seconds("ours", 0)  # reads the weights
+        ways = {"ours": own, "bare": own}
+        loading = 0.0
+        if peer:
+            command = [peer_python(peer.environment), "-m", "tests.perf.scoring_peers", peer.name]
+            theirs = running.enter_context(Worker(peer.name, command, work, threads))
+            ways["loaded"] = theirs
+            if peer.reads_at_every_call:
+                ways["readme"] = theirs
+            else:
+                loading = theirs.seconds("load", 0)
+        for way in set(ways) - {"ours"}:
+            ways[way].seconds(way, 0)  # a warm one
+        taken: dict[str, list[float]] = {way: [] for way in ways}
+        for number in range(work.distinct_prompts):
+            for way in list(ways)[:: 1 if number % 2 else -1]:
+                taken[way].append(ways[way].seconds(way, number))
+    found = {way: sum(seconds) for way, seconds in taken.items()}
+    found["ours, first"] = cold + sum(taken["ours"][1:])
+    if peer and not peer.reads_at_every_call:
+        found["readme"] = loading + found["loaded"]
+    for way, value in sorted(found.items()):
+        print(f"  {way:12} {value / work.images:8.3f} s per picture", flush=True)
+    return found
 
 
-def ways(name: str) -> Iterator[list[str]]:
-    """Yield the commands that measure a case, all but what they work on."""
-    yield own(name, "ours")
-    yield own(name, "bare")
-    if peer := CASES[name].peer:
-        python = peer_python(peer.environment)
-        for way in ("readme", "loaded"):
-            yield [python, "-m", "tests.perf.scoring_peers", peer.name, way]
-
-
-def own(name: str, way: str) -> list[str]:
-    """Return the command of one of our own ways."""
+def own_command(name: str, way: str) -> list[str]:
+    """Return the command of one of our own workers."""
     return [sys.executable, "-m", "tests.perf.scoring_worker", way, *CASES[name].metrics]
+
+
+class Worker:
+    """A process that scores one prompt's pictures whenever it is asked to."""
+
+    def __init__(self, name: str, command: list[str], work: Work, threads: int) -> None:
+        self.name = name
+        self._process = subprocess.Popen(
+            [*command, json.dumps(asdict(work))],
+            cwd=ROOT,
+            env=environment(work, threads),
+            stdin=subprocess.PIPE,
+            stdout=subprocess.PIPE,
+            text=True,
+        )
+
+    def __enter__(self) -> "Worker":
+        return self
+
+    def __exit__(self, kind: type[BaseException] | None, error: object, traceback: object) -> None:
+        assert self._process.stdin
+        self._process.stdin.close()
+        if kind is None:
+            print(f"  {self.name}: peak of memory {self._answer():.1f} GiB", flush=True)
+        else:
+            self._process.kill()
+        self._process.wait()
+
+    def seconds(self, way: str, number: int) -> float:
+        """Return what one way takes for one prompt's pictures. Raises CalledProcessError where the worker died."""
+        assert self._process.stdin
+        print(way, number, file=self._process.stdin, flush=True)
+        return self._answer()
+
+    def _answer(self) -> float:
+        assert self._process.stdout
+        line = self._process.stdout.readline()
+        if not line:
+            raise subprocess.CalledProcessError(self._process.wait(), self._process.args)
+        return float(line)
 
 
 def print_case(name: str, rounds: list[Round], images: int, arguments: Arguments) -> int:
@@ -154,19 +201,24 @@ def print_case(name: str, rounds: list[Round], images: int, arguments: Arguments
     return missed
 
 
-def run(command: list[str], work: Work, threads: int) -> dict[str, float]:
-    """Return what a worker measured: seconds by way."""
-    settings = {
+def environment(work: Work, threads: int) -> dict[str, str]:
+    """Return the environment variables of a worker."""
+    return {
+        **os.environ,
         "PYTHONPATH": str(ROOT),
         "OMP_NUM_THREADS": str(threads),
         "FEWSTEP_BENCH_WEIGHTS": f"{work.folder}/weights",
         "FEWSTEP_BENCH_SYNTHETIC": "1",
     }
-    told = json.dumps(asdict(work))
-    done = subprocess.run(
-        [*command, told], cwd=ROOT, env={**os.environ, **settings}, stdout=subprocess.PIPE, check=True
-    )
-    return json.loads(done.stdout.splitlines()[-1])
+
+
+def measure_bf16(name: str, work: Work, threads: int) -> None:
+    """Print the speed of the forwards in bfloat16, and the share of a large product's speed that they reach."""
+    command = [*own_command(name, "bf16"), json.dumps(asdict(work))]
+    done = subprocess.run(command, cwd=ROOT, env=environment(work, threads), stdout=subprocess.PIPE, check=True)
+    found = json.loads(done.stdout.splitlines()[-1])
+    rate = work.images / found["bf16"]
+    print(f"  bf16: {rate:.1f} pictures per second, {found['share']:.0%} of a large product's speed", flush=True)
 
 
 def peer_python(environment: str) -> str:

@@ -4,6 +4,10 @@ At its top it imports nothing but torch, NumPy and Pillow, so that an environmen
 """
 
 import itertools
+import json
+import resource
+import sys
+import time
 from collections.abc import Callable, Iterator, Mapping
 from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass
@@ -25,6 +29,7 @@ class Peer:
 
     name: str
     environment: str
+    reads_at_every_call: bool = False  # its README's call reads the weights each time; else a call of its own does
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -45,7 +50,9 @@ CASES = {
     "clip_score_aesthetic": Case(
         metrics=("clip_score", "aesthetic"), weights=("clip-vit-large-patch14", "laion-aesthetic-v2")
     ),
-    "hps_v21": Case(metrics=("hps_v21",), weights=("hps-v2.1",), peer=Peer("hpsv2", "parity-hpsv2")),
+    "hps_v21": Case(
+        metrics=("hps_v21",), weights=("hps-v2.1",), peer=Peer("hpsv2", "parity-hpsv2", reads_at_every_call=True)
+    ),
 }
 
 
@@ -81,6 +88,20 @@ class Work:
     def weights(self, identity: str) -> Path:
         """Return where one file of weights lies."""
         return next((Path(self.folder) / "weights" / identity).iterdir())
+
+
+def serve(ways: Mapping[str, Callable[[str, list[Path]], object]], work: Work) -> None:
+    """Answer each line "<way> <number of a prompt>" with the seconds its pictures take, and the end with the peak of
+    memory in GiB. What libraries print goes to stderr."""
+    answers, sys.stdout = sys.stdout, sys.stderr
+    prompts = list(work.by_prompt())
+    for line in sys.stdin:
+        way, number = line.split()
+        begin = time.perf_counter()
+        ways[way](*prompts[int(number)])
+        print(json.dumps(time.perf_counter() - begin), file=answers, flush=True)
+    peak = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 2**20  # Linux counts KiB
+    print(json.dumps(peak), file=answers, flush=True)
 
 
 def prompt(number: int) -> str:

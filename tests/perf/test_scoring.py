@@ -1,14 +1,18 @@
 """The benchmark of scoring: what it keeps of an interrupted start, and what it measures."""
 
 import json
+import re
+import subprocess
+import sys
 from pathlib import Path
 
 import pytest
 import torch
 
+from metrics.features import Models
 from metrics.weights.places import FOLDER, SYNTHETIC
 from tests.perf import scoring, scoring_worker
-from tests.perf.scoring import BARS, Arguments, Rounds, print_case
+from tests.perf.scoring import BARS, Arguments, Rounds, Worker, print_case
 from tests.perf.scoring_inputs import CASES, Work, architectures, random_state, write_pictures, write_weights
 
 SETTINGS = {"threads": 2}
@@ -35,10 +39,10 @@ def test_a_line_that_a_kill_cut_short_is_dropped(tmp_path: Path) -> None:
 
 
 def test_a_second_start_measures_only_what_is_missing(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    measured: list[tuple[str, bool]] = []
+    measured: list[str] = []
 
-    def measure(name: str, work: Work, threads: int, backwards: bool) -> dict[str, float]:
-        measured.append((name, backwards))
+    def measure(name: str, work: Work, threads: int) -> dict[str, float]:
+        measured.append(name)
         if len(measured) == 2:
             raise KeyboardInterrupt
         return {"ours": 1.0, "bare": 1.0}
@@ -51,7 +55,7 @@ def test_a_second_start_measures_only_what_is_missing(tmp_path: Path, monkeypatc
         scoring.main(arguments)
     scoring.main(arguments)
     scoring.main(arguments)
-    assert measured == [(name, False), (name, True), (name, True)]
+    assert measured == [name] * 3
 
 
 def test_ratios_are_taken_within_a_round_and_held_to_their_bars(capsys: pytest.CaptureFixture[str]) -> None:
@@ -71,6 +75,7 @@ def test_ratios_are_taken_within_a_round_and_held_to_their_bars(capsys: pytest.C
 def test_weights_of_the_true_layout_are_scored_by_our_ways(
     name: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
+    models: Models = {}
     work = Work(folder=str(tmp_path), distinct_prompts=2, images_per_prompt=2, device="cpu", small=True)
     monkeypatch.setenv(FOLDER, str(tmp_path / "weights"))
     monkeypatch.setenv(SYNTHETIC, "1")
@@ -78,9 +83,12 @@ def test_weights_of_the_true_layout_are_scored_by_our_ways(
     with architectures(small=True):
         for identity in CASES[name].weights:
             write_weights(tmp_path / "weights", identity)
-        passes = scoring_worker.Bare(CASES[name].metrics, work)
-        assert passes.run() > 0
-        assert set(scoring_worker.ours(CASES[name].metrics, work)) == {"ours, first", "ours"}
+        ours = scoring_worker.Ours(CASES[name].metrics, work, models)
+        bare = scoring_worker.Bare(CASES[name].metrics, work, models)
+        for one in work.by_prompt():
+            ours(*one)
+            bare(*one)
+    assert models  # both ways share the weights
     assert not list((tmp_path / "weights").glob("*.tmp"))
 
 
@@ -96,3 +104,23 @@ def test_random_weights_keep_activations_finite() -> None:
     assert state["ln.weight"].mean() > 0.9 > 0.1 > state["ln.bias"].abs().mean()
     assert state["logit_scale"].exp().item() == pytest.approx(100, rel=1e-2)
     assert 0.01 < state["w"].float().std() < 0.03
+
+
+ECHO = """
+import json, sys
+from tests.perf.scoring_inputs import Work, serve
+def work(text, pictures): print("noise of a library", text, len(pictures))
+def dies(text, pictures): raise SystemExit(3)
+serve({"work": work, "dies": dies}, Work(**json.loads(sys.argv[1])))
+"""
+
+
+def test_a_worker_answers_by_turns_whatever_its_libraries_print(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    work = Work(folder=str(tmp_path), distinct_prompts=2, images_per_prompt=2, device="cpu", small=True)
+    with Worker("echo", [sys.executable, "-c", ECHO], work, threads=1) as worker:
+        assert all(0 <= worker.seconds("work", number) < 60 for number in (0, 1, 0))
+    assert re.search(r"echo: peak of memory \d+\.\d GiB", capsys.readouterr().out)
+    with pytest.raises(subprocess.CalledProcessError), Worker("echo", [sys.executable, "-c", ECHO], work, 1) as dying:
+        dying.seconds("dies", 0)
