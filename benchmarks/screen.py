@@ -18,6 +18,7 @@ from benchmarks.models import Pipeline
 from benchmarks.store import ImageSet
 from benchmarks.suites import available_suites, read_suite
 from leaderboards.schema import MetricResult, Result, ResultError
+from metrics import commands
 from metrics.base import available, import_plugins
 from metrics.loaded import Scorer
 from metrics.weights import missing_table
@@ -29,15 +30,8 @@ PRODUCTS = 5  # timed for it
 
 
 def guarded(command: Callable[[], int]) -> int:
-    """Run a command; return its exit code: 2 after one line where the user can mend it, 130 after Ctrl-C."""
-    try:
-        return command()
-    except (UserError, ResultError) as error:
-        print("error: " + " ".join(str(error).split()), file=sys.stderr)
-        return 2
-    except KeyboardInterrupt:
-        print("interrupted; the same command continues", file=sys.stderr)
-        return 130
+    """Run a command as `metrics` runs its own; return its exit code. Invalid results are for the user to mend, too."""
+    return commands.guarded(command, (UserError, ResultError))
 
 
 def show_catalogue(plugins: Sequence[str]) -> None:

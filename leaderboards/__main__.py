@@ -3,6 +3,7 @@
 Exit codes: 0 fine, 2 a user's mistake (one line on stderr), 1 ours.
 """
 
+import os
 import sys
 from collections.abc import Sequence
 from pathlib import Path
@@ -223,12 +224,21 @@ def screenshots_command(
 
 
 def main(arguments: Sequence[str] | None = None) -> int:
-    """Run one command and return its exit code."""
+    """Run one command and return its exit code: 2 after one line where the user can mend it, 130 after Ctrl-C, and
+    141, as shells tell it, where the reader of its output has gone (`| head`)."""
     try:
-        return app.run(arguments, prog="python -m leaderboards", description=__doc__)
+        code = app.run(arguments, prog="python -m leaderboards", description=__doc__)
+        sys.stdout.flush()  # where the reader has gone, that is told here and not when Python ends
+        return code
     except ResultError as error:
         print(error, file=sys.stderr)
         return 2
+    except KeyboardInterrupt:
+        print("interrupted; the same command starts again", file=sys.stderr)
+        return 130
+    except BrokenPipeError:
+        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())  # what is left to flush goes nowhere
+        return 141
 
 
 def _json_files(path: Path, board: Path) -> list[Path]:

@@ -2,6 +2,7 @@
 
 import functools
 import io
+import os
 import re
 import sys
 from collections.abc import Callable, Sequence
@@ -57,16 +58,22 @@ def _complaint(box: str) -> str:
     return f"{text}; did you mean {near[1]}?" if near else text
 
 
-def guarded(command: Callable[[], int]) -> int:
-    """Run a command; return its exit code: 2 after one line where the user can mend it, 130 after Ctrl-C."""
+def guarded(command: Callable[[], int], mendable: tuple[type[Exception], ...] = (UserError,)) -> int:
+    """Run a command; return its exit code: 2 after one line where the user can mend it, 130 after Ctrl-C, and 141, as
+    shells tell it, where the reader of its output has gone (`| head`)."""
     try:
-        return command()
-    except UserError as error:
+        code = command()
+        sys.stdout.flush()  # where the reader has gone, that is told here and not when Python ends
+        return code
+    except mendable as error:
         print("error: " + " ".join(str(error).split()), file=sys.stderr)
         return 2
     except KeyboardInterrupt:
         print("interrupted; the same command continues", file=sys.stderr)
         return 130
+    except BrokenPipeError:
+        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())  # what is left to flush goes nowhere
+        return 141
 
 
 def print_table(table: object) -> None:
