@@ -30,7 +30,7 @@ PRODUCTS = 5  # timed for it
 
 
 def guarded(command: Callable[[], int]) -> int:
-    """Run a command as `metrics` runs its own; return its exit code. Invalid results are for the user to mend, too."""
+    """Run a command as `metrics` runs its own; return its exit code. Invalid results are the user's to mend, too."""
     return commands.guarded(command, (UserError, ResultError))
 
 
