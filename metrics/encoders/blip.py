@@ -22,7 +22,7 @@ Axes: B images with their prompts, C x H x W pixels, N image tokens, L = 35 text
 """
 
 import re
-from collections.abc import Callable, Mapping
+from collections.abc import Mapping
 from functools import cached_property
 from typing import TYPE_CHECKING, Any
 
@@ -128,19 +128,17 @@ class BlipFile:
 
     def image(self, pixels_BCHW: Tensor) -> Tensor:
         """Return the states [B, N, D] of normalised pictures. Raises UserError where the weights cannot be used."""
-        return self._one_by_one(self.model.image, pixels_BCHW)
+        return self.model.image(pixels_BCHW)
 
     def score(self, image_BND: Tensor, tokens_B2L: Tensor) -> Tensor:
-        """Return rewards [B] from pictures' states and what `BertTokens` made of their prompts."""
-        return self._one_by_one(self.model, image_BND, tokens_B2L)
+        """Return rewards [B] from pictures' states and what `BertTokens` made of their prompts.
 
-    def _one_by_one(self, forward: Callable[..., Tensor], *inputs: Tensor) -> Tensor:
-        """Call with one row at a time on a CPU, as the package does on every device: a batch there moves rewards in
-        their last bits, by up to 2e-6, and they would depend on the size of a run's blocks."""
+        On a CPU one at a time, as the package does on every device: in a batch, rewards move in their last bits (the
+        pictures' states do not), by up to 2e-6, and would depend on the size of a run's blocks."""
         if self.device.type != "cpu":
-            return forward(*inputs)
-        rows = zip(*(part.split(1) for part in inputs), strict=True)
-        return torch.cat([forward(*row) for row in rows])
+            return self.model(image_BND, tokens_B2L)
+        pairs = zip(image_BND.split(1), tokens_B2L.split(1), strict=True)
+        return torch.cat([self.model(*pair) for pair in pairs])
 
     @cached_property
     def model(self) -> BlipReward:

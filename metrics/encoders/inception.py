@@ -128,7 +128,7 @@ class Tf1Resize:
 
     def from_pil(self, images: Sequence[Image.Image]) -> Tensor:
         """Return [B, 3, 299, 299] in [-1, 1]."""
-        return _normalised([self._resized(np.asarray(image, np.float32)) for image in images])
+        return _normalised([self._resized(np.asarray(image)) for image in images])
 
     def from_tensor(self, images_BCHW: Tensor) -> Tensor:
         """Raises UserError: this road is for 8-bit pictures."""
@@ -138,10 +138,10 @@ class Tf1Resize:
         top, bottom, down = self._neighbours(pixels_HWC.shape[0])
         left, right, across = self._neighbours(pixels_HWC.shape[1])
         across, down = across[:, None], down[:, None, None]
-        rows = [
-            pixels_HWC[row][:, left] + (pixels_HWC[row][:, right] - pixels_HWC[row][:, left]) * across
-            for row in (top, bottom)
-        ]
+        rows = []
+        for row in (top, bottom):  # only what is read becomes float: a large picture has many times as many pixels
+            first, second = (pixels_HWC[np.ix_(row, column)].astype(np.float32) for column in (left, right))
+            rows.append(first + (second - first) * across)
         return (rows[0] + (rows[1] - rows[0]) * down).transpose(2, 0, 1)
 
     @staticmethod
@@ -153,7 +153,9 @@ class Tf1Resize:
 
 
 def _normalised(pictures: Sequence[np.ndarray]) -> Tensor:
-    return (torch.from_numpy(np.ascontiguousarray(np.stack(pictures), np.float32)) - 128) / 128
+    # NumPy, not torch, for the reason that `metrics.preprocessing` gives.
+    pixels_BCHW = np.ascontiguousarray(np.stack(pictures), np.float32)
+    return torch.from_numpy((pixels_BCHW - np.float32(128)) / np.float32(128))
 
 
 class InceptionFile:

@@ -151,6 +151,7 @@ def study(
     with ProcessPoolExecutor(workers) as pool:
         for one in pool.map(partial(_case, runs=runs, replicates=replicates), cases):
             cells = (f"{one.nominal:.3f}", f"{one.found:.4f}", f"± {2 * one.error:.4f}", one.verdict)
+            print(one.kind, one.prompts, one.what, *cells, file=sys.stderr, flush=True)  # as they come
             table.add_row(one.kind, str(one.prompts), one.what, *cells)
             off += one.verdict == "OFF"
     Console().print(table)
