@@ -40,9 +40,9 @@ def run(metrics: Sequence[str] = ()) -> int:
     for metric in metrics or known:
         official, ours, stages = known[metric]()
         for stage in stages:
-            right = stage.difference <= stage.tolerance  # never of NaN
-            wrong += not right
-            cells = stage.name, f"{stage.difference:.2g}", f"{stage.tolerance:g}", "within" if right else "OUTSIDE"
+            wrong += not stage.within
+            verdict = "within" if stage.within else "OUTSIDE"
+            cells = stage.name, f"{stage.difference:.2g}", f"{stage.tolerance:g}", verdict
             table.add_row(metric, official, ours, *cells)
             official = ours = metric = ""
     print_table(table)

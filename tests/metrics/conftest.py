@@ -1,7 +1,7 @@
 """Tiny random CLIP models of both families, saved the way their libraries save them, and pictures to score."""
 
 import json
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from pathlib import Path
 
 import numpy as np
@@ -141,17 +141,12 @@ def clip_family_folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 
 @pytest.fixture
-def clip_family(clip_family_folder: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
+def clip_family(clip_family_folder: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[Path]:
     """Let every published CLIP be the shrunken one for one test; return the folder of weights."""
-    from metrics.encoders import published
     from metrics.weights.places import FOLDER, SYNTHETIC
     from tests.parity import clip_native
-    from tests.parity.clip import sizes
 
     monkeypatch.setenv(FOLDER, str(clip_family_folder))
     monkeypatch.setenv(SYNTHETIC, "1")
-    monkeypatch.setattr(published, "CLIP_L14", sizes.CLIP)
-    monkeypatch.setattr(published, "CLIP_B32", sizes.CLIP)
-    monkeypatch.setattr(published, "PICK", sizes.PICK)
-    monkeypatch.setattr(published, "named", clip_native.shrunken)
-    return clip_family_folder
+    with clip_native.networks():
+        yield clip_family_folder

@@ -31,9 +31,9 @@ FILES = {  # of each metric's own weights
 
 def score_all(order: list[int], block: int) -> dict[str, np.ndarray]:
     """Return the scores of all metrics, computed together in blocks, by pair whatever the order."""
-    pairs, scorer = list(common.pairs(16)), Scorer(IDS)
-    found = {identity: np.zeros(16, np.float32) for identity in IDS}
-    for start in range(0, 16, block):
+    pairs, scorer = list(common.pairs()), Scorer(IDS)
+    found = {identity: np.zeros(len(pairs), np.float32) for identity in IDS}
+    for start in range(0, len(pairs), block):
         chosen = order[start : start + block]
         batch = Batch(prompts=[Prompt(text=pairs[i][1]) for i in chosen], seeds=chosen)
         for identity, rows in scorer.score([pairs[i][0] for i in chosen], batch).items():
@@ -42,9 +42,9 @@ def score_all(order: list[int], block: int) -> dict[str, np.ndarray]:
 
 
 def test_scores_depend_neither_on_the_batch_nor_on_the_order(clip_family: Path) -> None:
-    order = list(range(16))
-    whole = score_all(order, 16)
-    again = score_all(order, 16)
+    order = list(range(common.PAIRS))
+    whole = score_all(order, common.PAIRS)
+    again = score_all(order, common.PAIRS)
     for other, exact in ((again, True), (score_all(order, 1), False), (score_all(order[::-1], 7), False)):
         for identity in IDS:
             difference = np.abs(whole[identity] - other[identity]).max()
@@ -170,15 +170,13 @@ def test_a_file_of_another_layout_is_refused(
 def test_half_precision_files_are_read_as_float32(
     clip_family: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    content = torch.load(clip_family / FILES["hps_v2"], weights_only=True)
-    halves = {name: tensor.half() for name, tensor in content["state_dict"].items()}
+    score = LoadedMetric("hps_v2")([Image.new("RGB", (30, 24), "red")], ["a"])
+    halves = torch.load(clip_family / FILES["hps_v2"], weights_only=True)["state_dict"]
+    assert {tensor.dtype for tensor in halves.values()} == {torch.float16}  # as published
     file = tmp_path / FILES["hps_v2"]
     file.parent.mkdir()
-    torch.save({"state_dict": halves}, file)
+    torch.save({"state_dict": {name: tensor.float() for name, tensor in halves.items()}}, file)
     monkeypatch.setenv("FEWSTEP_BENCH_WEIGHTS", str(tmp_path))
-    score = LoadedMetric("hps_v2")([Image.new("RGB", (30, 24), "red")], ["a"])
-    exact = {name: tensor.float() for name, tensor in halves.items()}
-    torch.save({"state_dict": exact}, file)
     assert score.dtype == torch.float32
     assert torch.equal(score, LoadedMetric("hps_v2")([Image.new("RGB", (30, 24), "red")], ["a"]))
 

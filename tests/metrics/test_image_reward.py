@@ -1,5 +1,6 @@
 """ImageReward against recorded runs of image-reward 1.5: two blocks a side, seeded (tests/parity/image_reward)."""
 
+from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
@@ -118,6 +119,31 @@ def test_a_mistake_breaks_the_golden(
     for picture, prompt in common.pairs(10):
         found.append(model.score(model.image(pictures.from_pil([picture])), read.tokens([prompt])))
     assert np.abs(torch.cat(found).numpy() - STAGES["score"][:10]).max() > 1e-5
+
+
+@pytest.mark.parametrize(
+    ("variant", "pictures"),
+    [
+        ("refl", PICTURES[""]),
+        ("refl", replace(PICTURES["-refl"], antialias=False)),
+        ("refl", replace(PICTURES["-refl"], interpolation="bilinear")),
+        ("rtdmd", replace(PICTURES["-rtdmd"], antialias=True)),
+        ("rtdmd", PICTURES["-refl"]),
+        ("rtdmd", Resized(size=(224, 224), resize="squash")),
+    ],
+    ids=["PIL", "no antialias", "bilinear", "antialias", "cropped", "PIL squashed"],
+)
+@torch.no_grad()
+def test_a_mistake_breaks_the_golden_of_a_variant(variant: str, pictures: Preprocessing) -> None:
+    model, differences = BlipFile(manifest("image-reward-v1"), native.FILE, torch.device("cpu")), []
+    read = BertTokens(manifest("bert-base-uncased-vocab"))
+    for chosen in (PICTURES[f"-{variant}"], pictures):
+        found = [
+            model.score(model.image(chosen.from_pil([picture])), read.tokens([prompt]))
+            for picture, prompt in common.pairs(8)
+        ]
+        differences.append(np.abs(torch.cat(found).numpy() - STAGES[variant][:8]).max())
+    assert differences[0] <= 1e-6 < 1e-5 < differences[1]
 
 
 @pytest.mark.parametrize("mistake", ["causal", "dropout on", "no mask", "no mean and std", "no picture"])

@@ -6,7 +6,7 @@ import pytest
 
 from metrics import parity
 from tests.parity import table
-from tests.parity.image_reward.native import Stage
+from tests.parity.common import Stage
 
 
 def test_a_stage_outside_its_tolerance_fails_the_command(

@@ -5,7 +5,8 @@ Imports nothing but NumPy and Pillow, so that an environment of old packages mak
 
 import hashlib
 import json
-from collections.abc import Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping
+from dataclasses import dataclass
 from pathlib import Path
 
 import numpy as np
@@ -14,6 +15,7 @@ from PIL import Image
 PAIRS = 64
 SHOWN = 6  # pairs whose pixels and gradients are recorded, too: one of each shape
 SIDE = 24  # of the shrunken CLIPs' input
+MEAN, STD = (0.48145466, 0.4578275, 0.40821073), (0.26862954, 0.26130258, 0.27577711)  # of every scorer's pixels
 
 SHAPES = (  # H, W
     (SIDE, SIDE),
@@ -48,6 +50,20 @@ PROMPTS = (
 )
 
 
+@dataclass(frozen=True)
+class Stage:
+    """How far one stage of ours is from the official one; `tolerance` is what the tests allow."""
+
+    name: str
+    difference: float
+    tolerance: float
+
+    @property
+    def within(self) -> bool:
+        """Whether it is near enough; never for NaN."""
+        return self.difference <= self.tolerance
+
+
 def pair(index: int) -> tuple[Image.Image, str]:
     """Return one picture, in its own mode, and its prompt: whole-number arithmetic only."""
     height, width = SHAPES[index % len(SHAPES)]
@@ -75,6 +91,17 @@ def pairs(count: int = PAIRS) -> Iterator[tuple[Image.Image, str]]:
         yield picture.convert("RGB"), prompt
 
 
+def raised(score: Callable[[Image.Image], object], side: int) -> dict[str, str]:
+    """Return on which modes of a picture an official scorer fails, and what it says."""
+    found = {}
+    for mode in ("1", "L", "LA", "P", "RGBA"):
+        try:
+            score(Image.new(mode, (side, side)))
+        except (RuntimeError, ValueError, OSError) as error:
+            found[mode] = str(error).partition("\n")[0]
+    return found
+
+
 def seeded_tensor(name: str, shape: tuple[int, ...], model: str = "") -> np.ndarray:
     """Return float32 values of one weight, which depend on name, shape and model alone.
 
@@ -98,6 +125,11 @@ def seeded_weights(shapes: Mapping[str, tuple[int, ...]], model: str = "") -> di
     return {name: seeded_tensor(name, tuple(shapes[name]), model) for name in sorted(shapes)}
 
 
+def halved(weights: Mapping[str, np.ndarray]) -> dict[str, np.ndarray]:
+    """Return a state dict in half precision, as HPS is published."""
+    return {name: values.astype(np.float16) for name, values in weights.items()}
+
+
 def checksum(weights: Mapping[str, np.ndarray]) -> str:
     """Return the sha256 over names, shapes and values of a state dict."""
     total = hashlib.sha256()
@@ -118,6 +150,17 @@ def load(path: Path) -> tuple[dict[str, np.ndarray], dict[str, object]]:
     """Return the stages of an official run and what made them."""
     with np.load(path) as stages:
         return dict(stages), json.loads(path.with_suffix(".json").read_text(encoding="utf-8"))
+
+
+def grey_levels(pixels: np.ndarray, *, exact: bool = False) -> np.ndarray:
+    """Return normalised pixels [3, H, W], or patches [n, 3, pixels], as the 8-bit values they were made of.
+
+    exact: they must have been made of such."""
+    axes = (1, 2) if pixels.shape[0] == 3 and pixels.ndim == 3 else (1,)
+    mean, std = (np.expand_dims(np.asarray(values), axes) for values in (MEAN, STD))
+    levels = (pixels.astype(np.float64) * std + mean) * 255
+    assert not exact or np.abs(levels - levels.round()).max() < 1e-3
+    return levels.round().astype(np.uint8)
 
 
 def digest(values: np.ndarray) -> str:

@@ -1,19 +1,19 @@
 """The oracles of CLIP, PickScore and the aesthetic head on seeded weights, stage by stage (`tox -e parity-clip`).
 
-    python -m tests.parity.clip.official     writes tests/golden/clip_family/{clip,pick}.npz
+    python -m tests.parity.clip.official     writes tests/golden/clip_family/{aesthetic,clip_score*,pick_score*}.npz
 
-Oracles: transformers 4.57's CLIPModel, slow (PIL) processor and fast tokenizer; OpenAI's own package, on the same
-weights in its own layout, for its tokens, crop and model; DMD2's caption and picture recipe, written down again here;
-the aesthetic head as a chain of matrix products.
+Oracles: transformers 4.57's CLIPModel, slow (PIL) processor and fast tokenizer, RTDMD's resizing before the same
+model; OpenAI's own package, on the same weights in its own layout, for its tokens, crop and model; the aesthetic head
+as a chain of matrix products. DMD2's caption and picture recipe is written down again here, for open_clip's model.
 """
 
 import gzip
-import importlib.metadata
 import json
 import sys
 import tempfile
 import types
 from collections.abc import Mapping
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -26,9 +26,10 @@ from torchvision.transforms import functional as vision
 
 from tests.parity import common
 from tests.parity.clip import sizes
+from tests.parity.clip.stages import Official, record, save
+from tests.parity.common import MEAN, STD
 
-ROOT = Path(__file__).resolve().parents[3]
-MEAN, STD = (0.48145466, 0.4578275, 0.40821073), (0.26862954, 0.26130258, 0.27577711)
+FOLDER = "tests/golden/clip_family"
 HEAD = {
     "layers.0": (1024, 768),
     "layers.2": (128, 1024),
@@ -129,9 +130,9 @@ def make_openai(weights: Mapping[str, np.ndarray], config: Mapping[str, Any]) ->
 
 
 def bilinear(picture: Image.Image, side: int) -> torch.Tensor:
-    """Return the pixels [3, side, side] as RTDMD resizes them: floats, torchvision's default interpolation."""
-    floats = torch.from_numpy(np.asarray(picture)).permute(2, 0, 1).float() / 255
-    return vision.normalize(vision.center_crop(vision.resize(floats, side, antialias=True), side), MEAN, STD)
+    """Return the pixels [1, 3, side, side] as RTDMD resizes them: floats, torchvision's default interpolation."""
+    floats = torch.from_numpy(np.array(picture.convert("RGB"))).permute(2, 0, 1).float() / 255
+    return vision.normalize(vision.center_crop(vision.resize(floats, side, antialias=True), side), MEAN, STD)[None]
 
 
 def dmd2_ids(clip: Any, prompt: str) -> torch.Tensor:
@@ -149,127 +150,106 @@ def dmd2_square(picture: Image.Image) -> Image.Image:
     return vision.center_crop(picture, min(picture.size)).resize((256, 256), Image.LANCZOS)
 
 
-def head_score(weights: Mapping[str, np.ndarray], embedding: np.ndarray) -> np.float32:
-    """Return the aesthetic head's score of one embedding: five affine maps in float64."""
-    values = embedding.astype(np.float64) / np.linalg.norm(embedding.astype(np.float64))
-    for layer in HEAD:
-        values = weights[f"{layer}.weight"].astype(np.float64) @ values + weights[f"{layer}.bias"]
-    return np.float32(values[0])
-
-
-def grey_levels(pixels: torch.Tensor) -> np.ndarray:
-    """Return normalised pixels [3, H, W] as the 8-bit values they were made of."""
-    levels = (pixels.double() * torch.tensor(STD)[:, None, None] + torch.tensor(MEAN)[:, None, None]) * 255
-    assert (levels - levels.round()).abs().max() < 1e-3
-    return levels.round().numpy().astype(np.uint8)
-
-
-class Recorder:
-    """Collects one value of each stage per pair."""
-
-    def __init__(self) -> None:
-        self.stages: dict[str, list[np.ndarray]] = {}
-
-    def add(self, **values: Any) -> None:
-        """Add values by stage."""
-        for name, value in values.items():
-            array = value.detach().numpy() if isinstance(value, torch.Tensor) else np.asarray(value)
-            self.stages.setdefault(name, []).append(array)
-
-    def stacked(self) -> dict[str, np.ndarray]:
-        """Return all stages as arrays."""
-        return {name: np.stack(values) for name, values in self.stages.items()}
-
-
-def record_transformers(
-    config: Mapping[str, Any], record: Recorder
-) -> tuple[dict[str, np.ndarray], list[np.ndarray]]:
-    """Record what transformers' own classes make of the pairs; return the weights and all image embeddings."""
-    from transformers import CLIPImageProcessor
-
-    model, weights = make_model(config)
-    tokenizer, side = make_tokenizer(), config["vision_config"]["image_size"]
-    processor = CLIPImageProcessor(size={"shortest_edge": side}, crop_size={"height": side, "width": side})
-    embeddings = []
-    for index, (picture, prompt) in enumerate(common.pairs()):
-        read = tokenizer([prompt], padding="max_length", truncation=True, max_length=77, return_tensors="pt")
-        pixels = processor(picture, return_tensors="pt")["pixel_values"].requires_grad_()
-        output = model(**read, pixel_values=pixels)
-        embeddings.append(output.image_embeds[0].detach().numpy())
-        soft = bilinear(picture, side)
-        logit = model(**read, pixel_values=soft[None]).logits_per_image[0, 0]
-        record.add(
-            ids=read["input_ids"][0].numpy().astype(np.uint16),
-            cosine=(output.image_embeds * output.text_embeds).sum(),
-            logit=output.logits_per_image[0, 0],
-            logit_bilinear=logit,
-        )
-        if index < common.SHOWN:
-            (gradient,) = torch.autograd.grad(output.logits_per_image[0, 0], pixels)
-            hidden = output.vision_model_output.last_hidden_state[0, 0]
-            record.add(
-                levels=grey_levels(pixels[0].detach()),
-                bilinear=soft,
-                gradient=gradient[0],
-                image=output.image_embeds[0],
-                text=output.text_embeds[0],
-                hidden=hidden,
-            )
-    return weights, embeddings
-
-
-@torch.no_grad()
-def record_openai(config: Mapping[str, Any], weights: Mapping[str, np.ndarray], record: Recorder) -> None:
-    """Record what OpenAI's own package, the paper's CLIPScore, DMD2's recipe and the aesthetic head make of them."""
-    clip = import_openai()
-    model = make_openai(weights, config)
-    b32 = make_openai(
-        common.seeded_weights({name: value.shape for name, value in weights.items()}, sizes.B32), config
-    )
-    transform = clip.clip._transform(config["vision_config"]["image_size"])
-    for index, (picture, prompt) in enumerate(common.pairs()):
-        ids = clip.tokenize([prompt], truncate=True)
-        depicts = clip.tokenize(["A photo depicts " + prompt], truncate=True)
-        pixels = transform(picture)[None]
-        image = model.encode_image(pixels)
-        cosine = F.cosine_similarity(b32.encode_image(pixels), b32.encode_text(depicts))[0]
-        record.add(
-            openai_ids=ids[0].numpy().astype(np.uint16),
-            openai_cosine=F.cosine_similarity(image, model.encode_text(ids))[0],
-            hessel=2.5 * cosine.clamp(min=0),
-            depicts=cosine,
-            dmd2_ids=dmd2_ids(clip, prompt)[0].numpy().astype(np.uint16),
-        )
-        if index < common.SHOWN:
-            record.add(openai_levels=grey_levels(transform(picture)))
-            record.add(dmd2_levels=grey_levels(transform(dmd2_square(picture))))
-
-
 def head_weights() -> dict[str, np.ndarray]:
     """Return the seeded weights of the aesthetic head."""
     shapes = {f"{layer}.weight": shape for layer, shape in HEAD.items()}
     return common.seeded_weights(shapes | {f"{layer}.bias": shape[:1] for layer, shape in HEAD.items()})
 
 
-def main() -> None:
-    """Record both models."""
-    packages = ("transformers", "openai-clip", "torch", "torchvision", "numpy", "pillow")
-    versions = {name: importlib.metadata.version(name) for name in packages}
-    for name, config in (("clip", sizes.CLIP), ("pick", sizes.PICK)):
-        record = Recorder()
-        weights, embeddings = record_transformers(config, record)
-        if name == "clip":
-            record_openai(config, weights, record)
-            head = head_weights()
-            for embedding in embeddings:  # of transformers' pass, as in RTDMD's and flow_grpo's code
-                record.add(aesthetic=head_score(head, embedding))
-        path = ROOT / f"tests/golden/clip_family/{name}.npz"
-        stages = record.stacked()
-        if name == "pick":  # the same pixels as CLIP's, recorded there
-            stages = {stage: rows for stage, rows in stages.items() if stage not in ("levels", "bilinear", "hidden")}
-        common.save(path, stages, {"weights": common.checksum(weights), "versions": versions})
-        print(f"{path.relative_to(ROOT)}: {path.stat().st_size:,} bytes")
+def head_score(weights: Mapping[str, np.ndarray], embedding_BD: torch.Tensor) -> torch.Tensor:
+    """Return the aesthetic head's scores of embeddings: five affine maps in float64."""
+    values = F.normalize(embedding_BD.double())
+    for layer in HEAD:
+        weight, bias = (torch.from_numpy(weights[f"{layer}.{part}"]).double() for part in ("weight", "bias"))
+        values = values @ weight.T + bias
+    return values[:, 0]
+
+
+def of_transformers(config: Mapping[str, Any]) -> tuple[Official, Official, Any, dict[str, np.ndarray]]:
+    """Return transformers' own scorer, RTDMD's on the same model, this model and its weights; both give logits."""
+    from transformers import CLIPImageProcessor
+
+    model, weights = make_model(config)
+    tokenizer, side = make_tokenizer(), config["vision_config"]["image_size"]
+    processor = CLIPImageProcessor(size={"shortest_edge": side}, crop_size={"height": side, "width": side})
+
+    def read(prompt: str) -> Any:
+        return tokenizer([prompt], padding="max_length", truncation=True, max_length=77, return_tensors="pt")
+
+    slow = Official(
+        ids=lambda prompt: read(prompt)["input_ids"],
+        pixels=lambda picture: processor(picture, return_tensors="pt")["pixel_values"],
+        image=model.get_image_features,
+        text=lambda prompt: model.get_text_features(**read(prompt)),
+        reward=lambda pixels, prompt: model(**read(prompt), pixel_values=pixels).logits_per_image[0, 0],
+    )
+    return slow, replace(slow, pixels=lambda picture: bilinear(picture, side), floats=True), model, weights
+
+
+def of_openai(model: Any, side: int, prefix: str = "") -> Official:
+    """Return the cosine of OpenAI's own package."""
+    clip = import_openai()
+    transform = clip.clip._transform(side)
+
+    def ids(prompt: str) -> torch.Tensor:
+        return clip.tokenize([prefix + prompt], truncate=True)
+
+    def text(prompt: str) -> torch.Tensor:
+        return model.encode_text(ids(prompt))
+
+    return Official(
+        ids=ids,
+        pixels=lambda picture: transform(picture)[None],
+        image=model.encode_image,
+        text=text,
+        reward=lambda pixels, prompt: F.cosine_similarity(model.encode_image(pixels), text(prompt)),
+    )
+
+
+def hidden_states(official: Official, model: Any) -> np.ndarray:
+    """Return the class token's last state, before the last norm, of a few pictures."""
+    pictures = [picture for picture, _ in common.pairs(common.SHOWN)]
+    with torch.no_grad():
+        states = [model.vision_model(official.pixels(one)).last_hidden_state[0, 0] for one in pictures]
+    return torch.stack(states).numpy()
+
+
+def record_clip() -> None:
+    """Record the scores of CLIP ViT-L/14 and of the heads on it."""
+    slow, rtdmd, model, weights = of_transformers(sizes.CLIP)
+    scale, head = model.logit_scale.exp(), head_weights()
+    about, packages = {"weights": common.checksum(weights)}, ("transformers", "openai-clip")  # its vocabulary
+    cosine = replace(slow, reward=lambda pixels, prompt: slow.reward(pixels, prompt) / scale)
+    stages, pixels = record(cosine)
+    save(f"{FOLDER}/clip_score", stages | {"hidden": hidden_states(slow, model)}, about | pixels, packages)
+    stages, raised = record(replace(rtdmd, reward=lambda pixels, prompt: rtdmd.reward(pixels, prompt) / 100))
+    save(f"{FOLDER}/clip_score.rtdmd", stages, about | raised, packages)
+    aesthetic = replace(slow, reward=lambda pixels, _: head_score(head, slow.image(pixels)))
+    stages, pixels = record(aesthetic)
+    del stages["ids"], stages["text"]  # no prompt is read
+    save(f"{FOLDER}/aesthetic", stages, about | pixels | {"head": common.checksum(head)}, packages)
+
+    side = sizes.CLIP["vision_config"]["image_size"]
+    stages, pixels = record(of_openai(make_openai(weights, sizes.CLIP), side))
+    save(f"{FOLDER}/clip_score.imagereward", stages, about | pixels, ("openai-clip",))
+    b32 = common.seeded_weights({name: value.shape for name, value in weights.items()}, sizes.B32)
+    depicts = of_openai(make_openai(b32, sizes.CLIP), side, prefix="A photo depicts ")
+    stages, pixels = record(
+        replace(depicts, reward=lambda pixels, prompt: 2.5 * depicts.reward(pixels, prompt).clamp(min=0))
+    )
+    save(f"{FOLDER}/clip_score.hessel", stages, {"weights": common.checksum(b32)} | pixels, ("openai-clip",))
+
+
+def record_pick() -> None:
+    """Record PickScore."""
+    slow, rtdmd, _, weights = of_transformers(sizes.PICK)
+    about, packages = {"weights": common.checksum(weights)}, ("transformers", "openai-clip")
+    stages, pixels = record(slow)
+    save(f"{FOLDER}/pick_score", stages, about | pixels, packages)
+    stages, raised = record(replace(rtdmd, reward=lambda pixels, prompt: rtdmd.reward(pixels, prompt) / 26))
+    save(f"{FOLDER}/pick_score.rtdmd", stages, about | raised, packages)
 
 
 if __name__ == "__main__":
-    main()
+    record_clip()
+    record_pick()

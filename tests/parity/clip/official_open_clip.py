@@ -1,22 +1,23 @@
 """open_clip on seeded weights, as DMD2 and the authors of DFN use it (`tox -e parity-clip`).
 
-    python -m tests.parity.clip.official_open_clip     writes tests/golden/clip_family/open_clip.npz
+    python -m tests.parity.clip.official_open_clip     writes tests/golden/clip_family/{clip_score.dmd2,dfn_clip}.npz
 
-    dmd2    ViT-g-14's picture transform on DMD2's square, on DMD2's ids (its recipe is written down in `official`)
-    dfn     the transform that open_clip lists for the tag `dfn5b`, its own tokens, quick GELU
+DMD2: ViT-g-14's picture transform on DMD2's square, on DMD2's ids (its recipe is written down in `official`).
+DFN: the transform that open_clip lists for the tag `dfn5b`, its own tokens, quick GELU.
 
 The architectures are shrunken, so both models have one layout; their seeded weights differ.
 """
 
-import importlib.metadata
 from typing import Any
 
 import torch
 import torch.nn.functional as F
+from PIL import Image
 
 from tests.parity import common
 from tests.parity.clip import sizes
-from tests.parity.clip.official import ROOT, Recorder, dmd2_ids, dmd2_square, import_openai
+from tests.parity.clip.official import FOLDER, dmd2_ids, dmd2_square, import_openai
+from tests.parity.clip.stages import Official, record, save
 
 
 def make_model(model: str, quick_gelu: bool) -> tuple[Any, str]:
@@ -40,34 +41,49 @@ def transform(architecture: str, tag: str) -> Any:
     return image_transform_v2(PreprocessCfg(**settings, size=common.SIDE), is_train=False)
 
 
-@torch.no_grad()
-def record(record: Recorder) -> dict[str, str]:
-    """Record both scores of every pair; return the weights' checksums."""
+def of_dmd2() -> tuple[Official, str]:
+    """Return the cosine of DMD2's evaluator, and the weights' checksum."""
+    clip, pixels = import_openai(), transform("ViT-g-14", "laion2b_s12b_b42k")
+    model, weights = make_model(sizes.G14, quick_gelu=False)
+
+    def reward(pixels: torch.Tensor, prompt: str) -> torch.Tensor:
+        return F.cosine_similarity(model.encode_image(pixels), model.encode_text(dmd2_ids(clip, prompt)))
+
+    official = Official(
+        ids=lambda prompt: dmd2_ids(clip, prompt),
+        pixels=lambda picture: pixels(dmd2_square(picture))[None],
+        image=model.encode_image,
+        text=lambda prompt: model.encode_text(dmd2_ids(clip, prompt)),
+        reward=reward,
+    )
+    return official, weights
+
+
+def of_dfn() -> tuple[Official, str]:
+    """Return open_clip's cosine under the published settings of DFN, and the weights' checksum."""
     from open_clip import get_tokenizer
 
-    clip, tokenizer = import_openai(), get_tokenizer("ViT-H-14-378-quickgelu")
-    g14, g14_weights = make_model(sizes.G14, quick_gelu=False)
-    dfn, dfn_weights = make_model(sizes.DFN, quick_gelu=True)
-    g14_pixels = transform("ViT-g-14", "laion2b_s12b_b42k")
-    dfn_pixels = transform("ViT-H-14-378-quickgelu", "dfn5b")
-    for picture, prompt in common.pairs():
-        image = g14.encode_image(g14_pixels(dmd2_square(picture))[None])
-        dmd2 = F.cosine_similarity(image, g14.encode_text(dmd2_ids(clip, prompt)))[0]
-        image, text = dfn.encode_image(dfn_pixels(picture)[None]), dfn.encode_text(tokenizer([prompt]))
-        record.add(dmd2=dmd2, dfn=F.cosine_similarity(image, text)[0])
-    return {"dmd2": g14_weights, "dfn": dfn_weights}
+    name = "ViT-H-14-378-quickgelu"
+    tokenizer, pixels = get_tokenizer(name), transform(name, "dfn5b")
+    model, weights = make_model(sizes.DFN, quick_gelu=True)
 
+    def reward(pixels: torch.Tensor, prompt: str) -> torch.Tensor:
+        return F.cosine_similarity(model.encode_image(pixels), model.encode_text(tokenizer([prompt])))
 
-def main() -> None:
-    """Record both."""
-    found = Recorder()
-    weights = record(found)
-    packages = ("open_clip_torch", "openai-clip", "torch", "torchvision", "numpy", "pillow")
-    versions = {name: importlib.metadata.version(name) for name in packages}
-    path = ROOT / "tests/golden/clip_family/open_clip.npz"
-    common.save(path, found.stacked(), {"weights": weights, "versions": versions})
-    print(f"{path.relative_to(ROOT)}: {path.stat().st_size:,} bytes")
+    def prepared(picture: Image.Image) -> torch.Tensor:
+        return pixels(picture)[None]
+
+    official = Official(
+        ids=lambda prompt: tokenizer([prompt]),
+        pixels=prepared,
+        image=model.encode_image,
+        text=lambda prompt: model.encode_text(tokenizer([prompt])),
+        reward=reward,
+    )
+    return official, weights
 
 
 if __name__ == "__main__":
-    main()
+    for metric, (official, weights) in {"clip_score.dmd2": of_dmd2(), "dfn_clip": of_dfn()}.items():
+        stages, about = record(official)
+        save(f"{FOLDER}/{metric}", stages, about | {"weights": weights}, ("open_clip_torch", "openai-clip"))

@@ -1,14 +1,14 @@
 """The package hpsv2 on seeded weights, stage by stage; runs in its own environment (`tox -e parity-hpsv2`).
 
-    python -m tests.parity.hpsv2.official           shrunken, writes tests/golden/clip_family/{hps,hps_v21}.npz
-    python -m tests.parity.hpsv2.official --full    the true ViT-H/14, writes runs/parity/hps-full.npz
+    python -m tests.parity.hpsv2.official           shrunken, writes tests/golden/clip_family/{hps_v2,hps_v21}.npz
+    python -m tests.parity.hpsv2.official --full    the true ViT-H/14, writes runs/parity/hps_v2-full.npz
 
 Of the wheel, only the package's own open_clip and its `img_score.score` are imported: empty modules stand for the
 parents, whose imports need packages that scoring does not, and the vocabulary that the wheel lacks is open_clip's.
 """
 
 import argparse
-import importlib.metadata
+import importlib
 import importlib.util
 import json
 import shutil
@@ -25,9 +25,10 @@ from PIL import Image
 
 from tests.parity import common
 from tests.parity.clip import sizes
+from tests.parity.clip.stages import Official, record, save
 
 SHRUNKEN = "ViT-H-14-shrunken"
-ROOT = Path(__file__).resolve().parents[3]
+FOLDER = "tests/golden/clip_family"
 
 
 def import_package() -> Any:
@@ -70,59 +71,42 @@ def make_model(package: Any, full: bool) -> tuple[Any, Any]:
     return model, preprocess
 
 
-def record(package: Any, full: bool, count: int) -> tuple[dict[str, np.ndarray], dict[str, object]]:
-    """Return all stages and what made them."""
+def record_version(package: Any, version: str, full: bool, count: int) -> None:
+    """Record all stages of one version, v2.0 or v2.1: they differ in their weights alone."""
     model, preprocess = make_model(package, full)
     shapes = {name: tuple(tensor.shape) for name, tensor in model.state_dict().items()}
-    weights = common.seeded_weights(shapes)
-    digest = common.checksum(weights)
+    weights = common.halved(common.seeded_weights(shapes, "" if version == "v2.0" else sizes.HPS_V21))
+    about: dict[str, Any] = {"weights": common.checksum(weights), "keys": len(shapes)}
     model.load_state_dict({name: torch.from_numpy(values) for name, values in weights.items()})
     model.eval()
     tokenizer = package.get_tokenizer("ViT-H-14")
-    official, checkpoint = img_score(model, preprocess), write_checkpoint(weights)
+    scoring, checkpoint = img_score(model, preprocess), str(write_checkpoint(weights))
     del weights  # 4 GB at the true size
-    stages: dict[str, list[np.ndarray]] = {
-        name: [] for name in ("ids", "image", "text", "score", "pixels", "gradient")
-    }
-    raised: dict[str, str] = {}
-    for index, (picture, prompt) in enumerate(common.pairs(count)):
-        ids = tokenizer([prompt])
-        stages["ids"].append(ids[0].numpy().astype(np.uint16))
-        stages["text"].append(model.encode_text(ids)[0].detach().numpy())
-        pixels = preprocess(picture)[None]
-        try:
-            score = official.score(picture, prompt, cp=str(checkpoint))[0]
-            stages["image"].append(model.encode_image(pixels)[0].detach().numpy())
-        except RuntimeError as error:
-            raised[str(index)] = str(error).partition("\n")[0]
-            score = np.float32("nan")
-            stages["image"].append(np.full_like(stages["text"][-1], np.nan))
-        stages["score"].append(np.float32(score))
-        if index < common.SHOWN:
-            stages["pixels"].append(pixels[0].numpy())
-            stages["gradient"].append(gradient(model, pixels, ids))
+
+    def reward(pixels: torch.Tensor, prompt: str) -> torch.Tensor:
+        output = model(pixels, tokenizer([prompt]))
+        return (output["image_features"] * output["text_features"]).sum()
+
+    def score(picture: Image.Image, prompt: str) -> float:
+        return float(scoring.score(picture, prompt, cp=checkpoint, hps_version=version)[0])
+
+    official = Official(
+        ids=lambda prompt: tokenizer([prompt]),
+        pixels=lambda picture: preprocess(picture)[None],
+        image=model.encode_image,
+        text=lambda prompt: model.encode_text(tokenizer([prompt])),
+        reward=reward,
+        score=score,
+        floats=True,
+    )
+    stages, recorded = record(official, count)
     side = model.visual.image_size[0]
-    others = {mode: Image.new(mode, (side, side)) for mode in ("RGBA", "P", "L")}
-    for name, picture in (others | {"oblong, longer side fits": Image.new("RGB", (side, side // 2))}).items():
-        try:
-            official.score(picture, "a", cp=str(checkpoint))
-        except RuntimeError as error:
-            raised[name] = str(error).partition("\n")[0]
-    about: dict[str, object] = {"official": "hpsv2", "weights": digest, "keys": len(shapes), "raised": raised}
-    return {name: np.stack(values) for name, values in stages.items()}, about
-
-
-def record_v21(package: Any, count: int) -> tuple[dict[str, np.ndarray], dict[str, object]]:
-    """Return the scores of version v2.1, which differs in its weights alone, and what made them."""
-    model, preprocess = make_model(package, full=False)
-    shapes = {name: tuple(tensor.shape) for name, tensor in model.state_dict().items()}
-    weights = common.seeded_weights(shapes, sizes.HPS_V21)
-    official, checkpoint = img_score(model, preprocess), write_checkpoint(weights)
-    scores = [
-        official.score(picture, prompt, cp=str(checkpoint), hps_version="v2.1")[0]
-        for picture, prompt in common.pairs(count)
-    ]
-    return {"score": np.stack(scores)}, {"official": "hpsv2", "weights": common.checksum(weights)}
+    try:
+        score(Image.new("RGB", (side, side // 2)), "a")
+    except RuntimeError as error:
+        recorded["raised"] |= {"oblong, longer side fits": str(error).partition("\n")[0]}
+    name = "hps_v2" if version == "v2.0" else "hps_v21"
+    save(f"runs/parity/{name}-full" if full else f"{FOLDER}/{name}", stages, about | recorded, ("hpsv2",))
 
 
 def img_score(model: Any, preprocess: Any) -> Any:
@@ -139,30 +123,16 @@ def write_checkpoint(weights: Mapping[str, np.ndarray]) -> Path:
     return path
 
 
-def gradient(model: Any, pixels: torch.Tensor, ids: torch.Tensor) -> np.ndarray:
-    """Return the gradient of the score in the preprocessed pixels."""
-    pixels = pixels.clone().requires_grad_()
-    output = model(pixels, ids)
-    (found,) = torch.autograd.grad((output["image_features"] * output["text_features"]).sum(), pixels)
-    return found[0].numpy()
-
-
 def main() -> None:
-    """Record one run."""
+    """Record both versions; of the true size, v2.0 alone."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--full", action="store_true", help="the true architecture: 986 M parameters")
     parser.add_argument("--pairs", type=int, help="pictures with their prompts; default 64, of the true size 8")
     arguments = parser.parse_args()
-    full, package = arguments.full, import_package()
-    count = arguments.pairs or (8 if full else common.PAIRS)
-    found = {"runs/parity/hps-full" if full else "tests/golden/clip_family/hps": record(package, full, count)}
-    if not full:
-        found["tests/golden/clip_family/hps_v21"] = record_v21(package, count)
-    packages = ("hpsv2", "torch", "torchvision", "numpy", "pillow")
-    for name, (stages, about) in found.items():
-        path = ROOT / f"{name}.npz"
-        common.save(path, stages, about | {"versions": {one: importlib.metadata.version(one) for one in packages}})
-        print(f"{path.relative_to(ROOT)}: {path.stat().st_size:,} bytes")
+    count = arguments.pairs or (8 if arguments.full else common.PAIRS)
+    package = import_package()
+    for version in ("v2.0",) if arguments.full else ("v2.0", "v2.1"):
+        record_version(package, version, arguments.full, count)
 
 
 if __name__ == "__main__":

@@ -11,11 +11,10 @@ from torch import Tensor
 from metrics.encoders import qwen2_vl
 from metrics.encoders.qwen2_vl import Patches, QwenFile, QwenReward, QwenTokens, RewardHead, Row, SmartPatches
 from metrics.hps_v3 import INSTRUCTION
-from metrics.preprocessing import CLIP_MEAN, CLIP_STD
 from metrics.weights import manifest
 from tests.parity import common
+from tests.parity.common import Stage
 from tests.parity.hpsv3 import sizes
-from tests.parity.image_reward.native import Stage
 
 GOLDEN = Path(__file__).resolve().parents[2] / "golden" / "hps_v3" / "shrunken.npz"
 FILE = "HPSv3.safetensors"
@@ -83,7 +82,7 @@ def compare(stages: Mapping[str, np.ndarray], about: Mapping[str, Any]) -> Itera
     digests = [common.digest(np.frombuffer(text, np.uint8)) for text in texts]
     yield Stage("texts (prompts that differ)", _count(digests, about["texts"]), 0)
     pairs = [with_row(index, SmartPatches().from_pil([picture])) for index, (picture, _) in enumerate(common.pairs())]
-    pixels = [common.digest(grey_levels(patches.values_PD)) for patches, _ in pairs]
+    pixels = [common.digest(common.grey_levels(sizes.by_channel(patches.values_PD.numpy()))) for patches, _ in pairs]
     yield Stage("pixels (pictures that differ)", _count(pixels, about["pixels"]), 0)
     native = model()
     backbone, _ = native.model
@@ -119,13 +118,6 @@ def true_positions(backbone: QwenReward, patches: Patches, row: Row) -> Tensor:
     parts = torch.arange(row.picture).expand(3, -1), grid.reshape(3, -1) + row.picture, rest
     hidden = backbone.language_model(inputs_embeds=embedded, position_ids=torch.cat(parts, dim=1)[:, None])
     return hidden.last_hidden_state[:, row.reward]
-
-
-def grey_levels(patches_PD: Tensor) -> np.ndarray:
-    """Return normalised patches as the 8-bit values they were made of."""
-    mean, std = (torch.tensor(values, dtype=torch.float64)[:, None] for values in (CLIP_MEAN, CLIP_STD))
-    levels = (patches_PD.double().reshape(len(patches_PD), 3, -1) * std + mean) * 255
-    return levels.round().numpy().astype(np.uint8)
 
 
 def _count(found: list[str], official: list[str]) -> float:

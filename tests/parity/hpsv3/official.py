@@ -24,7 +24,6 @@ from tests.parity.hpsv3 import sizes
 
 ROOT = Path(__file__).resolve().parents[3]
 PIXELS = 256 * 28 * 28
-MEAN, STD = (0.48145466, 0.4578275, 0.40821073), (0.26862954, 0.26130258, 0.27577711)
 ROWS, COLUMNS = 64, 49  # every which of the patches' gradient is recorded
 STAND_INS = {
     "matplotlib": (),
@@ -85,14 +84,6 @@ def resized(pictures: Any, picture: Any) -> Any:
     return pictures.fetch_image({"image": picture, "min_pixels": PIXELS, "max_pixels": PIXELS})
 
 
-def grey_levels(patches: torch.Tensor) -> np.ndarray:
-    """Return normalised patches [n, 3 * 2 * 14 * 14] as the 8-bit values they were made of."""
-    mean, std = (torch.tensor(values, dtype=torch.float64)[:, None] for values in (MEAN, STD))
-    levels = (patches.double().reshape(len(patches), 3, -1) * std + mean) * 255
-    assert (levels - levels.round()).abs().max() < 1e-3
-    return levels.round().numpy().astype(np.uint8)
-
-
 def record(model: Any, pictures: Any, prompt: Any) -> tuple[dict[str, np.ndarray], dict[str, object]]:
     """Return all stages but the weights' checksum, and what made them."""
     from transformers import Qwen2VLImageProcessor
@@ -112,7 +103,8 @@ def record(model: Any, pictures: Any, prompt: Any) -> tuple[dict[str, np.ndarray
         patches = processor(resized(pictures, picture), return_tensors="pt")
         pixels, grid = patches["pixel_values"], patches["image_grid_thw"]
         ids = torch.from_numpy(sizes.hps_v3_ids(index, int(grid.prod()) // 4))[None]
-        digests.append(common.digest(grey_levels(pixels)))
+        levels = common.grey_levels(sizes.by_channel(pixels.numpy()), exact=True)
+        digests.append(common.digest(levels))
         rows.append((ids, pixels, grid))
         shown = index < common.SHOWN
         pixels = pixels.requires_grad_(shown)
@@ -136,6 +128,7 @@ def record(model: Any, pictures: Any, prompt: Any) -> tuple[dict[str, np.ndarray
     about: dict[str, object] = {
         "official": "hpsv3",
         "pixels": digests,
+        "raised": common.raised(lambda picture: processor(resized(pictures, picture)), 64),
         "texts": [common.digest(np.frombuffer(text.encode(), np.uint8)) for text in texts],
     }
     return {name: np.stack(values) for name, values in stages.items()} | {"together": together.numpy()}, about

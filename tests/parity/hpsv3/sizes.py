@@ -29,3 +29,8 @@ def hps_v3_ids(index: int, image_tokens: int) -> np.ndarray:
     parts = [generator.integers(0, PAD, count) for count in (5, 3 + 7 * index % 41, 4)]
     picture = np.array([START, *[IMAGE] * image_tokens, END])
     return np.concatenate([parts[0], picture, parts[1], [REWARD], parts[2]])
+
+
+def by_channel(patches: np.ndarray) -> np.ndarray:
+    """Return patches [n, 3 * 2 * 14 * 14] as [n, 3, values of a channel]."""
+    return patches.reshape(len(patches), 3, -1)

@@ -28,7 +28,6 @@ from tests.parity import common
 from tests.parity.image_reward import sizes
 
 ROOT = Path(__file__).resolve().parents[3]
-MEAN, STD = (0.48145466, 0.4578275, 0.40821073), (0.26862954, 0.26130258, 0.27577711)
 MED_CONFIG = {
     "architectures": ["BertModel"],
     "attention_probs_dropout_prob": 0.1,
@@ -114,17 +113,10 @@ def make_model(package: Any, full: bool) -> tuple[Any, str, int]:
     return model.eval(), common.checksum(weights), len(state)
 
 
-def grey_levels(pixels: torch.Tensor) -> np.ndarray:
-    """Return normalised pixels [3, H, W] as the 8-bit values they were made of."""
-    levels = (pixels.double() * torch.tensor(STD)[:, None, None] + torch.tensor(MEAN)[:, None, None]) * 255
-    assert (levels - levels.round()).abs().max() < 1e-3
-    return levels.round().numpy().astype(np.uint8)
-
-
 def rewards_of_floats(model: Any, picture: Any, ids: torch.Tensor, mask: torch.Tensor) -> tuple[float, float]:
     """Return the scores as ReFL's and RTDMD's rewards see a picture: floats, each resized in its own way."""
     floats = torch.from_numpy(np.asarray(picture)).permute(2, 0, 1).float()[None] / 255
-    normalise = Normalize(MEAN, STD)
+    normalise = Normalize(common.MEAN, common.STD)
     cropped = Compose([Resize(224, interpolation=InterpolationMode.BICUBIC), CenterCrop(224), normalise])(floats)
     squashed = normalise(F.interpolate(floats, size=(224, 224), mode="bicubic", align_corners=False))
     return model.score_gard(ids, mask, cropped).item(), model.score_gard(ids, mask, squashed).item()
@@ -148,7 +140,7 @@ def record(package: Any, full: bool, count: int) -> tuple[dict[str, np.ndarray],
     for index, (picture, prompt) in enumerate(common.pairs(count)):
         read = tokenizer(prompt, **cut)
         pixels = model.preprocess(picture)[None]
-        pixel_digests.append(common.digest(grey_levels(pixels[0])))
+        pixel_digests.append(common.digest(common.grey_levels(pixels[0].numpy(), exact=True)))
         with torch.no_grad():
             refl, rtdmd = rewards_of_floats(model, picture, read.input_ids, read.attention_mask)
             score = model.score(prompt, picture)
@@ -176,6 +168,7 @@ def record(package: Any, full: bool, count: int) -> tuple[dict[str, np.ndarray],
         "parameters": sum(tensor.numel() for tensor in model.parameters()),
         "pixels": pixel_digests,
         "ranks": ranks,
+        "raised": common.raised(lambda picture: model.score("a", picture), 64),
     }
     return {name: np.stack(values) for name, values in stages.items()}, about
 
