@@ -28,7 +28,7 @@ from leaderboards.store import file_stem, publish
 from metrics.base import import_plugins
 from metrics.features import Models
 from metrics.loaded import Scorer
-from metrics.weights import use_folder
+from metrics.weights import use_folder, what_to_do
 
 Stage = Literal["generate", "score", "summarise", "all"]
 BOARD = Path(__file__).resolve().parent.parent / "leaderboards" / "results"
@@ -140,7 +140,7 @@ def refuse_missing(prepared: Prepared) -> None:
     if missing and not prepared.settings.skip_missing:
         scorer = Scorer(missing)
         absent = (weights for metric in missing for weights in scorer.weights(metric) if weights.missing())
-        mend = "; ".join(dict.fromkeys(weights.mend for weights in absent))
+        mend = "; ".join(dict.fromkeys(what_to_do(weights) for weights in absent))
         raise UserError(
             f"no weights for {', '.join(missing)}; {mend}; or pass --skip-missing to run the rest; nothing was drawn"
         )

@@ -17,7 +17,7 @@ read only where the manifest lists that very file, and then by torch.load(weight
 from metrics.weights.entries import Entry, WeightFile, entries, find_entry
 from metrics.weights.files import PICKLES, READ
 from metrics.weights.folder import WeightFolder, Weights
-from metrics.weights.missing import missing_table
+from metrics.weights.missing import missing_table, what_to_do
 from metrics.weights.pinned import ManifestWeights, manifest
 from metrics.weights.places import use_folder
 
@@ -34,4 +34,5 @@ __all__ = [
     "manifest",
     "missing_table",
     "use_folder",
+    "what_to_do",
 ]

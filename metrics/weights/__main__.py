@@ -47,7 +47,7 @@ def list_command(ids: Ids = (), suite: str = "", weights: Path | None = None) ->
     for entry in chosen:
         folder = find_folder(entry)
         state = "here" if not ManifestWeights(entry).missing() else "incomplete" if folder else "missing"
-        pinned = "yes" if entry.pinned else "digest not known"
+        pinned = f"{' and '.join(entry.unknown)} not known" if entry.unknown else "yes"
         table.add_row(entry.id, ", ".join(wanted_by.get(entry.id, ())), entry.size, entry.licence, pinned, state)
     print_table(table)
 

@@ -77,7 +77,13 @@ class Entry:
     @property
     def pinned(self) -> bool:
         """Whether revision and digests are known, so that results can be ranked."""
-        return all(file.pinned for file in self.files) and bool(self.revision or not self.repo)
+        return not self.unknown
+
+    @property
+    def unknown(self) -> tuple[str, ...]:
+        """What the manifest does not know of revision and digests, for people."""
+        revision = ("revision",) if self.repo and not self.revision else ()
+        return revision if all(file.pinned for file in self.files) else (*revision, "digest")
 
     def file(self, name: str) -> WeightFile:
         """Return one file by name. Raises UserError naming the nearest one where it is not listed."""

@@ -1,4 +1,5 @@
-"""What a plan lacks, in one table: weights, the metrics that wait for them, size, licence, and the command."""
+"""What a plan lacks, in one table: weights, the metrics that wait for them, size, licence, and the command; and in
+words, where files that lie there are not those of the manifest."""
 
 from collections.abc import Iterable, Mapping
 
@@ -26,8 +27,15 @@ def missing_table(wanted: Mapping[str, Iterable[Weights]]) -> Table | None:
     for weights, metrics in waiting.items():
         if isinstance(weights, ManifestWeights):
             entry = weights.entry
-            command = entry.mend.removeprefix("run: ")
-            table.add_row(entry.title, ", ".join(metrics), entry.size, entry.licence, command)
+            told = what_to_do(weights).removeprefix("run: ")
+            table.add_row(entry.title, ", ".join(metrics), entry.size, entry.licence, told)
         else:
             table.add_row(str(weights.missing()), ", ".join(metrics), "", "", weights.mend)
     return table
+
+
+def what_to_do(weights: Weights) -> str:
+    """Return what brings weights that are not here; of published ones that are here and refused, why they are."""
+    if isinstance(weights, ManifestWeights) and not weights.absent():
+        return weights.missing() or ""
+    return weights.mend

@@ -8,7 +8,7 @@ from typing import Any
 from torch import Tensor
 
 from metrics.base import UserError
-from metrics.weights.entries import Entry, WeightFile, find_entry
+from metrics.weights.entries import Entry, WeightFile, entries, find_entry
 from metrics.weights.files import (
     PICKLES,
     file_digest,
@@ -31,6 +31,10 @@ class ManifestWeights:
         """The command that brings the weights."""
         return self.entry.mend
 
+    def absent(self) -> bool:
+        """Return whether none of the files is here."""
+        return find_folder(self.entry) is None
+
     def missing(self) -> str | None:
         """Return why the weights cannot be used and what mends it, or None where they can be.
 
@@ -49,13 +53,8 @@ class ManifestWeights:
         for file in self.entry.files:
             if file.name.endswith("config.json"):
                 refuse_remote_code(folder / file.name, self.mend)
-            if synthetic_allowed():
-                continue
-            should = file.sha256 or hub_digest(folder / file.name)  # what the hub served is no proof, but no damage
-            if should and (found := file_digest(folder / file.name)) != should:
-                raise UserError(
-                    f"{folder / file.name}: sha256 is {found}, should be {should}; {self._mend_wrong(folder)}"
-                )
+            if not synthetic_allowed():
+                self._check_digest(folder, file)
 
     def folder(self) -> Path:
         """Return the folder in which the files lie. Raises UserError where one is missing or of another size."""
@@ -96,6 +95,25 @@ class ManifestWeights:
         such weights are never ranked. Raises UserError where the weights are missing."""
         folder = self.folder()
         return any(file_digest(folder / file.name) != file.sha256 for file in self.entry.files)
+
+    def _check_digest(self, folder: Path, file: WeightFile) -> None:
+        path = folder / file.name
+        should = file.sha256 or hub_digest(path)  # what the hub served is no proof, but no damage
+        size = path.stat().st_size
+        listed = {
+            other.sha256: f"{other.name} of {entry.id}"
+            for entry in entries().values()
+            for other in entry.files
+            if other.pinned and other.bytes == size and other.sha256 != file.sha256
+        }
+        if not (should or listed):
+            return
+        found = file_digest(path)
+        if should and found != should:
+            owner = f" ({listed[found]})" if found in listed else ""
+            raise UserError(f"{path}: sha256 is {found}{owner}, should be {should}; {self._mend_wrong(folder)}")
+        if found in listed:  # swapped: what its own digest should be is not known, but it is not that one
+            raise UserError(f"{path}: this is {listed[found]}; {self._mend_wrong(folder)}")
 
     def _wrong_size(self, folder: Path, file: WeightFile) -> str | None:
         found = (folder / file.name).stat().st_size

@@ -49,6 +49,14 @@ def test_the_manifest_says_which_digests_of_preference_weights_are_not_known() -
         assert 'sha256 = "" # not known' in table
 
 
+def test_what_is_not_known_is_told_apart() -> None:
+    known = entries()
+    assert known["clip-vit-large-patch14"].unknown == ()
+    assert known["pick-score-v1"].unknown == ("digest",)
+    assert known["visualquality-r1-7b"].unknown == ("revision", "digest")
+    assert known["laion-aesthetic-v2"].unknown == ()  # outside the hub, files have urls instead of a revision
+
+
 def test_all_weights_of_the_preference_metrics_are_listed() -> None:
     assert entries().keys() >= SHORT_IDS
 

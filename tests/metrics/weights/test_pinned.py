@@ -9,7 +9,7 @@ import torch
 from safetensors.torch import save_file
 
 from metrics.base import UserError
-from metrics.weights import Entry, ManifestWeights, manifest, missing_table, use_folder
+from metrics.weights import Entry, ManifestWeights, manifest, missing_table, pinned, use_folder, what_to_do
 from metrics.weights.places import FOLDER, SYNTHETIC
 
 
@@ -230,3 +230,29 @@ def test_the_table_of_what_is_missing_joins_metrics_that_wait_for_the_same_weigh
     command = "python -m metrics.weights fetch hps-v2.1"
     assert cells == ["HPS v2.1", "hps_v21, hps_v21.rtdmd", "2.0 GB", "Apache-2.0", command]
     assert table.row_count == 1
+
+
+def test_weights_that_are_here_and_refused_are_told_from_absent_ones(entry: Entry, snapshot: Path) -> None:
+    assert what_to_do(manifest("hps-v2.1")) == "run: python -m metrics.weights fetch hps-v2.1"
+    file = snapshot / entry.files[0].name
+    file.write_bytes(file.read_bytes()[:-1])
+    told = what_to_do(ManifestWeights(entry))
+    assert "truncated" in told
+    assert entry.files[0].sha256 in told
+    assert told.endswith(entry.mend)
+
+
+def test_a_file_in_the_place_of_another_is_named_even_where_the_right_digest_is_not_known(
+    entry: Entry, snapshot: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    other = replace(entry, id="other", files=(replace(entry.files[0], name="theirs.safetensors"),))
+    monkeypatch.setattr(pinned, "entries", lambda: {"other": other})
+    ManifestWeights(entry).check()  # two entries may hold the same file
+    unknown = replace(entry, files=(replace(entry.files[0], bytes=0, sha256=""),))
+    with pytest.raises(
+        UserError, match=r"model\.safetensors: this is theirs\.safetensors of other; run: .* fetch tiny"
+    ):
+        ManifestWeights(unknown).check()
+    wrong = replace(entry, files=(replace(entry.files[0], sha256="0" * 64),))
+    with pytest.raises(UserError, match=r"\(theirs\.safetensors of other\), should be 0{64}"):
+        ManifestWeights(wrong).check()
