@@ -123,3 +123,6 @@ def head_on_unit_vectors() -> Iterator[Golden]:
     weight_D = layers(torch.eye(768, dtype=torch.float64))[:, 0] - bias
     yield near("bias of the affine map", bias, 5.236646, tolerance=1e-6)
     yield near("norm of its weight", weight_D.norm().item(), 17.995625, tolerance=1e-6)
+    yield near("sum of its weight", weight_D.sum().item(), -9.792627, tolerance=1e-6)
+    for place, expected in enumerate((-0.691593, -0.556994, -0.321169, -0.631484)):
+        yield near(f"its weight at {place}", weight_D[place].item(), expected, tolerance=1e-6)

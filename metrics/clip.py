@@ -18,6 +18,7 @@ fixed definition; it fails on transformers 5; and it gives all prompts beyond 77
 Axes: B images and their prompts, D embedding size.
 """
 
+from collections.abc import Iterator
 from dataclasses import replace
 from typing import ClassVar
 
@@ -25,7 +26,11 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from metrics.base import Batch, Card, Features, PerImage, Rows, register
+from metrics.base import Batch, Card, Features, PerImage, Prompt, Rows, register
+from metrics.features import FeatureRunner
+from metrics.images import read_image
+from metrics.selfcheck import Golden, near, selfcheck
+from metrics.weights import manifest
 
 L14, B32, G14 = "openai/clip-vit-large-patch14", "openai/clip-vit-base-patch32", "laion/CLIP-ViT-g-14-laion2B"
 PIL_GAP = (
@@ -209,3 +214,16 @@ class ClipScoreHessel(ClipScore):
         cosine_B = super().measure(features, batch)["score"]
         assert isinstance(cosine_B, Tensor)
         return {"score": 2.5 * cosine_B.clamp(min=0)}
+
+
+@selfcheck("clip_score.hessel", "clip-vit-b-32", "clip-example")
+def example_of_the_readme() -> Iterator[Golden]:
+    """The picture and the three probabilities of the README of OpenAI's package, which are ViT-B/32's."""
+    image, text = f"{B32}:image-openai", f"{B32}:text-openai"
+    prompts = [Prompt(text=words) for words in ("a diagram", "a dog", "a cat")]
+    picture = read_image(manifest("clip-example").path("CLIP.png"))
+    features = FeatureRunner([image, text]).run([picture] * len(prompts), prompts)
+    probabilities = (100 * clip_score(features[image], features[text])).softmax(dim=0)
+    published = (0.9927937, 0.00421068, 0.00299572)
+    for prompt, found, expected in zip(prompts, probabilities.tolist(), published, strict=True):
+        yield near(f"CLIP.png, {prompt.text!r}", found, expected, tolerance=1e-3)

@@ -11,7 +11,6 @@ from collections.abc import Callable, Iterator, Mapping
 from dataclasses import replace
 
 import torch
-from PIL import Image
 
 from metrics.base import Batch, Card, Features, PerImage, Rows, register
 from metrics.clip import NO_GAP, PIL_GAP
@@ -134,9 +133,7 @@ def example_of_the_readme() -> Iterator[Golden]:
     from metrics.loaded import LoadedMetric
 
     prompt = "a painting of an ocean with clouds and birds, day time, low depth field effect"
-    folder = manifest("image-reward-example").folder()
-    score = LoadedMetric("image_reward")
+    pictures, score = manifest("image-reward-example"), LoadedMetric("image_reward")
     for name, expected in (("1", 0.58116), ("2", 0.27453), ("3", -1.41318), ("4", -2.02957)):
-        with Image.open(folder / f"{name}.webp") as picture:
-            (found,) = score([picture.convert("RGB")], [prompt]).tolist()
+        (found,) = score([pictures.path(f"{name}.webp")], [prompt]).tolist()
         yield near(f"{name}.webp", found, expected, tolerance=1e-3)

@@ -10,8 +10,9 @@ A metric's file adds its own beside its formula. Weights are named where the che
         \"\"\"The head alone, on vectors anybody can make.\"\"\"
         yield near("e_0", found, 4.54505, tolerance=1e-5)
 
-Two checks are made of every metric: its files hold what the manifest declares, and the production loader takes them
-(strictly: no key missing, none left over) and scores a grey picture within the card's range. The outcome is kept in
+Checks of every metric: its files hold what the manifest declares; the production loader takes them (strictly: no key
+missing, none left over) and scores a grey picture within the card's range; and, where it can be a reward, how far the
+reward, which resizes floats, is from the score (`metrics.gap`), a measurement without a bound. The outcome is kept in
 the user's cache under the weights' digest, and the metric's page shows it. Exit codes: 0 nothing is wrong, 1 a number
 is, 2 weights are refused.
 """
@@ -28,7 +29,6 @@ from metrics.base import UserError, available, make, nearest
 from metrics.commands import deferred, guarded, parsed, print_table
 from metrics.weights import Entry, ManifestWeights, WeightFile, Weights, manifest
 from metrics.weights.files import read_json, user_cache, write_json
-from metrics.weights.places import find_folder
 
 if TYPE_CHECKING:
     from rich.table import Table
@@ -146,6 +146,9 @@ def _checks(metric: str) -> Iterator[Check]:
                 yield Check(metric, name, "metrics/weights.toml", _of(_layout, entry), (entry.id,))
     if _weights_of(metric):
         yield Check(metric, "loads strictly", "the card's range, on a grey picture", _of(_grey_picture, metric))
+        card = make(metric).card
+        if card.differentiable and card.image_free and card.min_images_per_prompt == 1:
+            yield Check(metric, "as a reward", "measured on two pictures of 512 x 512", _of(_reward_gap, metric))
     yield from _CHECKS.get(metric, ())
 
 
@@ -170,7 +173,7 @@ def _outcome(check: Check) -> Outcome:
 
 def _is_absent(weights: Weights) -> bool:
     """Return whether there is nothing of the weights; what is there and cannot be used is refused instead."""
-    return isinstance(weights, ManifestWeights) and find_folder(weights.entry) is None
+    return isinstance(weights, ManifestWeights) and weights.absent()
 
 
 def _layout(entry: Entry) -> Iterator[Golden]:
@@ -206,6 +209,15 @@ def _grey_picture(metric: str) -> Iterator[Golden]:
     yield Golden("a grey picture", float(scores_N[0]), *card.range)
 
 
+def _reward_gap(metric: str) -> Iterator[Golden]:
+    """Yield how far the reward of a smooth picture and of one of noise is from the score."""
+    from metrics.gap import score_gap, seeded_pictures
+
+    smooth, noise = score_gap(metric, list(seeded_pictures([(512, 512)]))).tolist()
+    yield Golden("|reward - score|, a smooth picture", smooth, 0, float("inf"))
+    yield Golden("|reward - score|, noise", noise, 0, float("inf"))
+
+
 def _weights_of(metric: str) -> list[Any]:
     from metrics.loaded import Scorer
 
@@ -233,6 +245,8 @@ def interval(golden: Golden) -> str:
     middle, half = (golden.low + golden.high) / 2, (golden.high - golden.low) / 2
     if half == 0:
         return f"{middle:.6g}"
+    if golden.high == float("inf") and golden.low == 0:
+        return "measured"
     return f"{middle:.6g} ± {half:.1g}" if half < abs(middle) / 10 else f"{golden.low:.6g} to {golden.high:.6g}"
 
 
