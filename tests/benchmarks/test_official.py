@@ -288,7 +288,7 @@ def test_damaged_answers_are_refused(drawn: Path, weights: Path) -> None:
         (one,) = run_official(drawn, ["hps_v2.package"], ["true"])
         assert one.failed
         assert "missing or damaged" in one.reason
-    rows.write_text('{"device": "cpu", "versions": {}}\n')
+    rows.write_text('{"device": "cpu", "request": {}, "versions": {}}\n')
     (one,) = run_official(drawn, ["hps_v2.package"], ["true"])
     assert "no line came back" in one.reason
 
