@@ -129,8 +129,9 @@ def _verify(entry: Entry) -> Iterator[tuple[bool | None, str]]:
             continue
         found, should = compute_digest(path), file.sha256 or hub_digest(path)
         if should and found != should:
-            size = f"{path.stat().st_size:,} bytes" + (f", should be {file.bytes:,}" if file.bytes else "")
-            yield False, f"{path}: sha256 is {found}, should be {should} ({size}); {entry.mend}"
+            size = path.stat().st_size
+            told = f" ({size:,} bytes, should be {file.bytes:,})" if file.bytes not in (0, size) else ""
+            yield False, f"{path}: sha256 is {found}, should be {should}{told}; {entry.mend}"
         elif file.pinned:
             yield True, f"{path}: right"
         else:

@@ -6,6 +6,7 @@ What cannot be read is one clear line (UserError) that names the file and, as `m
 import hashlib
 import json
 import pickle
+import re
 import struct
 import tempfile
 import time
@@ -69,7 +70,9 @@ def read_pickle(path: Path, unwrap: str, mend: str) -> dict[str, Tensor]:
     except FileNotFoundError as error:
         raise UserError(f"{path} is missing; {mend}") from error
     except pickle.UnpicklingError as error:
-        reason = str(error).partition("\n")[0]
+        # torch's own words advise to load it all the same
+        named = re.search(r"GLOBAL ([\w.]+)", str(error))
+        reason = f"it names {named[1]}" if named else "it is no pickle of tensors"
         raise UserError(f"{path}: damaged, or asks to run code, which is refused ({reason}); {mend}") from error
     except (
         RuntimeError,
