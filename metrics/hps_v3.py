@@ -62,8 +62,9 @@ class HpsV3(PerImage):
         "instruction asks for safety and beauty beside the prompt, so a pretty picture of something else scores "
         "well.",
         long_prompts="",
-        tensor_gap="The same kind as of other PIL metrics: PIL rounds and clips, floats do not. "
-        "`python -m metrics.gap hps_v3` measures it where the weights are.",
+        tensor_gap="The reward resizes floats (antialiased bicubic, neither rounded nor clamped), the metric 8-bit "
+        "pictures by PIL: pixels differ by 0.001 of the [0, 1] scale on average and 0.16 at most, not at all where "
+        "nothing is resized (python -m metrics.gap; with weights, `python -m metrics.gap hps_v3` adds the scores).",
         reported_scale="RTDMD: as here; UniRL's reward: divided by 15",
         reward_divisor=15.0,
         citation="Ma, Wu, Sun, Li: HPSv3: Towards Wide-Spectrum Human Preference Score, 2025, arXiv:2508.03789",
