@@ -2,7 +2,7 @@
 
     python -m tests.perf.composition [--pictures N] [--only verdicts detector reader]
 
-The detector is built at its true size with random weights (47 million) in mmdet's layout; the reader is a Qwen2.5-VL
+The detector is built at its true size with random weights (69 million) in mmdet's layout; the reader is a Qwen2.5-VL
 of 43 million, or of some billions where there is a GPU. Nothing is downloaded. Exit code 1 where a bar is missed.
 """
 

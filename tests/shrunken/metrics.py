@@ -25,7 +25,8 @@ from tests.metrics import test_maniqa
 from tests.metrics.encoders.test_dino import FOLDERS as DINO_FOLDERS
 from tests.metrics.encoders.test_dino import GOLDEN as DINO_LAYOUTS
 from tests.metrics.encoders.test_dino import seeded
-from tests.metrics.geneval.test_mask2former import HEAD, SWIN, Checkpoint
+from tests.metrics.geneval.mmdet_network import HEAD, SWIN
+from tests.metrics.geneval.test_mask2former import Checkpoint
 from tests.metrics.vqa.test_qwen import CHAT, model_and_processor
 from tests.parity import clip_native, common
 from tests.parity.clip import sizes as clip_sizes

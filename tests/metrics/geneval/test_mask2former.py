@@ -1,6 +1,5 @@
 """The detector: mmdet's layout into transformers' class, mmdet's pictures and read-out, CLIP's colours."""
 
-from collections.abc import Iterator
 from pathlib import Path
 
 import numpy as np
@@ -8,7 +7,7 @@ import pytest
 import torch
 import torch.nn.functional as F
 from PIL import Image
-from torch import Tensor, nn
+from torch import Tensor
 
 from metrics.base import Prompt, UserError
 from metrics.features import Encoder
@@ -17,88 +16,11 @@ from metrics.geneval.classes import CLASSES, COCO_NAMES
 from metrics.geneval.colour import ColourClassifier, cut_out, texts_of
 from metrics.geneval.detector import Perceiver, coloured
 from metrics.geneval.mask2former import Detector, MmdetPictures, full_masks, read_out, target_size
-from metrics.geneval.mmdet_keys import from_mmdet, reorder_merge
+from metrics.geneval.mmdet_keys import from_mmdet
 from metrics.geneval.verdict import GENEVAL_COLOURS
 from metrics.preprocessing import Uint8
-
-SWIN = {**mask2former.SWIN_S, "embed_dim": 12, "depths": [2, 1, 1, 1], "num_heads": [1, 2, 2, 2]}
-HEAD = {
-    "feature_size": 32,
-    "mask_feature_size": 32,
-    "hidden_dim": 32,
-    "encoder_feedforward_dim": 64,
-    "encoder_layers": 1,
-    "dim_feedforward": 48,
-    "decoder_layers": 3,
-    "num_attention_heads": 4,
-    "num_queries": 10,
-}
-
-
-def mmdet_shapes() -> Iterator[tuple[str, tuple[int, ...]]]:
-    """Every parameter and buffer of mmdet's Mask2Former of that size, as its checkpoint names them."""
-
-    def both(name: str, *weight: int) -> Iterator[tuple[str, tuple[int, ...]]]:
-        yield f"{name}.weight", weight
-        yield f"{name}.bias", weight[:1]
-
-    width, dim, classes = SWIN["embed_dim"], HEAD["hidden_dim"], 80
-    yield from both("backbone.patch_embed.projection", width, 3, 4, 4)
-    yield from both("backbone.patch_embed.norm", width)
-    for stage, (depth, heads) in enumerate(zip(SWIN["depths"], SWIN["num_heads"], strict=True)):
-        c = width * 2**stage
-        for block in range(depth):
-            at = f"backbone.stages.{stage}.blocks.{block}"
-            yield from both(f"{at}.norm1", c)
-            yield f"{at}.attn.w_msa.relative_position_bias_table", (169, heads)
-            yield f"{at}.attn.w_msa.relative_position_index", (49, 49)
-            yield from both(f"{at}.attn.w_msa.qkv", 3 * c, c)
-            yield from both(f"{at}.attn.w_msa.proj", c, c)
-            yield from both(f"{at}.norm2", c)
-            yield from both(f"{at}.ffn.layers.0.0", 4 * c, c)
-            yield from both(f"{at}.ffn.layers.1", c, 4 * c)
-        if stage < 3:
-            yield from both(f"backbone.stages.{stage}.downsample.norm", 4 * c)
-            yield f"backbone.stages.{stage}.downsample.reduction.weight", (2 * c, 4 * c)
-        yield from both(f"backbone.norm{stage}", c)
-    pixels = "panoptic_head.pixel_decoder"
-    for level in range(3):
-        yield from both(f"{pixels}.input_convs.{level}.conv", dim, width * 2 ** (3 - level), 1, 1)
-        yield from both(f"{pixels}.input_convs.{level}.gn", dim)
-    for layer in range(HEAD["encoder_layers"]):
-        at = f"{pixels}.encoder.layers.{layer}"
-        points = HEAD["num_attention_heads"] * 3 * 4
-        yield from both(f"{at}.attentions.0.sampling_offsets", 2 * points, dim)
-        yield from both(f"{at}.attentions.0.attention_weights", points, dim)
-        yield from both(f"{at}.attentions.0.value_proj", dim, dim)
-        yield from both(f"{at}.attentions.0.output_proj", dim, dim)
-        yield from both(f"{at}.ffns.0.layers.0.0", HEAD["encoder_feedforward_dim"], dim)
-        yield from both(f"{at}.ffns.0.layers.1", dim, HEAD["encoder_feedforward_dim"])
-        for norm in range(2):
-            yield from both(f"{at}.norms.{norm}", dim)
-    yield f"{pixels}.level_encoding.weight", (3, dim)
-    yield f"{pixels}.lateral_convs.0.conv.weight", (dim, width, 1, 1)
-    yield from both(f"{pixels}.lateral_convs.0.gn", dim)
-    yield f"{pixels}.output_convs.0.conv.weight", (dim, dim, 3, 3)
-    yield from both(f"{pixels}.output_convs.0.gn", dim)
-    yield from both(f"{pixels}.mask_feature", dim, dim, 1, 1)
-    for layer in range(HEAD["decoder_layers"] - 1):
-        at = f"panoptic_head.transformer_decoder.layers.{layer}"
-        for attention in range(2):
-            yield f"{at}.attentions.{attention}.attn.in_proj_weight", (3 * dim, dim)
-            yield f"{at}.attentions.{attention}.attn.in_proj_bias", (3 * dim,)
-            yield from both(f"{at}.attentions.{attention}.attn.out_proj", dim, dim)
-        yield from both(f"{at}.ffns.0.layers.0.0", HEAD["dim_feedforward"], dim)
-        yield from both(f"{at}.ffns.0.layers.1", dim, HEAD["dim_feedforward"])
-        for norm in range(3):
-            yield from both(f"{at}.norms.{norm}", dim)
-    yield from both("panoptic_head.transformer_decoder.post_norm", dim)
-    yield "panoptic_head.query_embed.weight", (HEAD["num_queries"], dim)
-    yield "panoptic_head.query_feat.weight", (HEAD["num_queries"], dim)
-    yield "panoptic_head.level_embed.weight", (3, dim)
-    yield from both("panoptic_head.cls_embed", classes + 1, dim)
-    for index in (0, 2, 4):
-        yield from both(f"panoptic_head.mask_embed.{index}", dim, dim)
+from tests.metrics.geneval import mmdet_network
+from tests.metrics.geneval.mmdet_network import HEAD, SWIN
 
 
 class Checkpoint:
@@ -107,13 +29,7 @@ class Checkpoint:
     mend = "run the test again"
 
     def __init__(self, folder: Path) -> None:
-        generator = torch.Generator().manual_seed(0)
-        self.content = {
-            name: torch.randint(0, 169, shape)
-            if name.endswith("index")
-            else torch.randn(shape, generator=generator) / 8
-            for name, shape in mmdet_shapes()
-        }
+        self.content = mmdet_network.seeded(mmdet_network.SMALL)
         self.path = folder
         (folder / "some.pth").touch()
 
@@ -129,37 +45,6 @@ def checkpoint(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Checkpoint:
     monkeypatch.setattr(mask2former, "SWIN_S", SWIN)
     monkeypatch.setattr(mask2former, "HEAD", HEAD)
     return Checkpoint(tmp_path)
-
-
-def test_mmdet_s_layout_is_transformers_own_key_by_key(checkpoint: Checkpoint) -> None:
-    model = mask2former.load_mmdet(checkpoint, torch.device("cpu"))  # strict: every key and shape
-    blocks = model.model.pixel_level_module.encoder.swin.encoder.layers[0].blocks
-    qkv = checkpoint.content["backbone.stages.0.blocks.1.attn.w_msa.qkv.weight"]
-    width = len(qkv) // 3
-    assert torch.equal(blocks[1].attention.k_proj.weight, qkv[width : 2 * width])
-    decoder = model.model.transformer_module.decoder.layers[1]
-    at = "panoptic_head.transformer_decoder.layers.1"
-    assert torch.equal(
-        decoder.cross_attn.in_proj_weight, checkpoint.content[f"{at}.attentions.0.attn.in_proj_weight"]
-    )
-    assert torch.equal(decoder.self_attn.v_proj.bias, checkpoint.content[f"{at}.attentions.1.attn.in_proj_bias"][64:])
-    assert torch.equal(decoder.cross_attn_layer_norm.weight, checkpoint.content[f"{at}.norms.0.weight"])
-    assert torch.equal(decoder.self_attn_layer_norm.bias, checkpoint.content[f"{at}.norms.1.bias"])
-    assert model.config.num_labels == 80
-
-
-def test_merged_patches_change_places_as_their_neighbours_do() -> None:
-    torch.manual_seed(0)
-    x_BCHW, weight = torch.randn(1, 5, 4, 6), torch.randn(7, 20)
-    unfolded_BPD = nn.Unfold(kernel_size=2, stride=2)(x_BCHW).transpose(1, 2)  # mmdet's PatchMerging
-    x_BHWC = x_BCHW.permute(0, 2, 3, 1)
-    corners = [x_BHWC[:, row::2, column::2] for row, column in ((0, 0), (1, 0), (0, 1), (1, 1))]
-    stacked_BPD = torch.cat(corners, dim=-1).flatten(1, 2)  # Swin's own, and transformers'
-    torch.testing.assert_close(unfolded_BPD @ weight.T, stacked_BPD @ reorder_merge(weight).T)
-    norm = torch.randn(20)
-    torch.testing.assert_close(
-        (unfolded_BPD * norm) @ weight.T, (stacked_BPD * reorder_merge(norm)) @ reorder_merge(weight).T
-    )
 
 
 def test_another_model_s_file_is_refused(checkpoint: Checkpoint) -> None:
