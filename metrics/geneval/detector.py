@@ -39,7 +39,7 @@ class Perceiver:
         ):
             size = one.picture.shape[:2]
             by_class: dict[str, list[Detected]] = {}
-            for entry in read_out(class_logits, mask_logits, one.resized, size):
+            for entry in read_out(class_logits, mask_logits, one.resized, size, LEAST):
                 if entry.score >= LEAST:
                     by_class.setdefault(CLASSES[entry.label], []).append(
                         Detected(entry.box, entry.score, entry.query)

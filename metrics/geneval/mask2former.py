@@ -194,14 +194,22 @@ def _names(weights: Weights) -> list[str]:
 
 
 def read_out(
-    class_logits_QC: Tensor, mask_logits_Qhw: Tensor, resized: tuple[int, int], picture: tuple[int, int]
+    class_logits_QC: Tensor,
+    mask_logits_Qhw: Tensor,
+    resized: tuple[int, int],
+    picture: tuple[int, int],
+    least: float = 0.0,
 ) -> list[Found]:
-    """Return the top entries of one picture in the order of top-k. resized, picture: height and width."""
+    """Return the top entries of one picture in the order of top-k, without those whose score cannot reach `least`
+    (it is at most p): their masks are never made. resized, picture: height and width."""
     p_QC = class_logits_QC.float().softmax(dim=-1)[:, :-1]
     scores_K, places_K = p_QC.flatten().topk(min(TOP, p_QC.numel()), sorted=False)
+    scores_K, places_K = scores_K[scores_K >= least], places_K[scores_K >= least]
     queries_K, labels_K = places_K // p_QC.shape[1], places_K % p_QC.shape[1]
     of_query: dict[int, tuple[float, Box]] = {}
-    for some in queries_K.unique().split(AT_ONCE):
+    queries = queries_K.unique()
+    for start in range(0, len(queries), AT_ONCE):
+        some = queries[start : start + AT_ONCE]
         scores_and_boxes = _mask_scores_and_boxes(full_masks(mask_logits_Qhw[some], resized, picture))
         of_query |= zip(some.tolist(), scores_and_boxes, strict=True)
     found = []

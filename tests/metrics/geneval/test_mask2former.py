@@ -122,6 +122,24 @@ def test_the_read_out_of_constructed_logits() -> None:
     assert 80 not in {label for label, _ in found}
 
 
+def test_what_cannot_reach_the_least_score_is_left_out_before_its_mask_is_made(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    generator = torch.Generator().manual_seed(0)
+    masks = torch.randn((6, 8, 8), generator=generator) + 0.5
+    logits = 3 * torch.randn((6, 81), generator=generator)
+    logits[4:, 80] += 20  # no object
+    everything = read_out(logits, masks, (32, 32), (32, 32))
+    made: list[object] = []
+    plain = mask2former.full_mask
+    monkeypatch.setattr(mask2former, "full_mask", lambda *arguments: (made.append(1), plain(*arguments))[1])
+    some = read_out(logits, masks, (32, 32), (32, 32), least=0.2)
+    kept = [entry for entry in everything if entry.score >= 0.2]
+    assert [entry for entry in some if entry.score >= 0.2] == kept
+    assert 0 < len(kept) < len(some) < len(everything)
+    assert len(made) == len({entry.query for entry in some}) < 6
+
+
 def test_masks_are_cropped_before_they_are_resized_to_the_picture() -> None:
     mask = torch.full((8, 8), -4.0)
     mask[:, :4] = 4.0  # the left half of the padded map
