@@ -16,7 +16,7 @@ from benchmarks.protocol import Dtype, Protocol
 from benchmarks.sets import MissingPrompts, read_set
 from benchmarks.store import ImageSet
 from benchmarks.suites import Suite, TaskSpec
-from metrics.base import make, nearest
+from metrics.base import make, nearest, unfit_prompts
 from metrics.loaded import Scorer
 from metrics.sets import SetMetric, WholePrompts
 
@@ -54,7 +54,8 @@ class Overrides:
 
 @dataclass(frozen=True, kw_only=True)
 class PlannedTask:
-    """A task as this run does it. `reason`: why it is skipped as a whole; `skipped`: why single metrics are."""
+    """A task as this run does it. `reason`: why it is skipped as a whole; `skipped`: why single metrics are; `unfit`:
+    which of them fail, because they cannot judge these prompts."""
 
     spec: TaskSpec
     image_set: ImageSet
@@ -63,6 +64,7 @@ class PlannedTask:
     reduced: str = ""  # by which flags
     metrics: tuple[str, ...] = ()
     skipped: Mapping[str, str] = field(default_factory=dict)
+    unfit: Mapping[str, str] = field(default_factory=dict)
     missing: Mapping[str, str] = field(default_factory=dict)  # those of `skipped` that only lack weights
 
     @property
@@ -123,14 +125,16 @@ def _plan_task(
     too_few = {metric: why for metric in metrics if (why := _too_few_images(metric, scorer, images, total))}
     missing = {metric: why for metric in metrics if metric not in too_few and (why := scorer.missing(metric) or "")}
     skipped = {**too_few, **missing}
+    unfit = {metric: why for metric in metrics if (why := unfit_prompts(scorer.metrics[metric], prompts.prompts))}
+    cannot = {**skipped, **unfit}
     protocol = _protocol(spec, model, overrides)
     reason = _wrong_model(spec, model, protocol) or no_prompts
     if reason:
         missing = {}  # of a task that cannot run anyway, nobody misses the weights
     elif not metrics:
         reason = NOT_ASKED
-    elif len(skipped) == len(metrics):
-        reason = "no metric can be measured: " + "; ".join(f"{metric}: {why}" for metric, why in skipped.items())
+    elif len(cannot) == len(metrics):
+        reason = "no metric can be measured: " + "; ".join(f"{metric}: {why}" for metric, why in cannot.items())
     if protocol and not reason and isinstance(model, Pipeline):
         model.check(protocol)
     return PlannedTask(
@@ -139,9 +143,10 @@ def _plan_task(
         reason=reason,
         images_per_prompt=images,
         reduced=_reduced(spec, overrides, limited=prompts is not all_prompts, images=images),
-        metrics=tuple(metric for metric in metrics if metric not in skipped),
-        skipped=skipped,
-        missing=missing,
+        metrics=tuple(metric for metric in metrics if metric not in cannot),
+        skipped={metric: why for metric, why in skipped.items() if metric not in unfit},
+        unfit=unfit,
+        missing={metric: why for metric, why in missing.items() if metric not in unfit},
     )
 
 

@@ -87,6 +87,8 @@ def show_plan(prepared: "Prepared", device: str = "") -> None:
             metrics.add_row(task.spec.name, name, "here")
         for name, reason in task.skipped.items():
             metrics.add_row(task.spec.name, name, f"skipped: {reason}")
+        for name, reason in task.unfit.items():
+            metrics.add_row(task.spec.name, name, f"fails: {reason}")
     print_tables(sets, metrics)
     parameters = f"{model.parameters / 1e6:,.1f} M parameters" if model.parameters else "parameters unknown"
     print(f"model {model.name}: {parameters}, digest {model.digest[:12]}; run directory {prepared.out}")

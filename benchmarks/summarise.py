@@ -59,14 +59,14 @@ def summarise(run: Run, plan: Plan, model: Model, failed: Mapping[tuple[str, str
     tasks, tables = [], [evidence.COLUMNS.empty_table()]
     for planned in plan.tasks:
         metrics: dict[str, MetricResult] = {}
-        for metric in (*planned.metrics, *planned.skipped):
+        for metric in (*planned.metrics, *planned.skipped, *planned.unfit):
             reason = planned.reason or planned.skipped.get(metric, "")
             card = scorer.card(metric)
             if reason:
                 metrics[metric] = _without_value(card, "skipped", reason)
                 continue
             try:
-                if broken := failed.get((planned.image_set.name, metric)):
+                if broken := planned.unfit.get(metric) or failed.get((planned.image_set.name, metric)):
                     raise UserError(broken)
                 metrics[metric], table = value_of(
                     run, planned.image_set, planned.spec.name, planned.images_per_prompt, card, scorer

@@ -128,6 +128,29 @@ class PerImage:
         return Summary(per_image_N=score_N.detach().float().cpu().numpy())
 
 
+class ReadsRecords:
+    """Base of metrics that judge by more of a prompt than its wording: a record, questions, a text in quotes."""
+
+    def check_prompt(self, prompt: Prompt) -> None:
+        """Raise UserError where pictures of this prompt cannot be judged."""
+        raise NotImplementedError
+
+
+def unfit_prompts(metric: Metric, prompts: Sequence[Prompt]) -> str:
+    """Return how many prompts a metric cannot judge and why the first of them, "" where it can judge all of them.
+
+    For those that draw pictures: hours later would be late to hear it."""
+    if not isinstance(metric, ReadsRecords):
+        return ""
+    reasons = []
+    for prompt in prompts:
+        try:
+            metric.check_prompt(prompt)
+        except UserError as error:
+            reasons.append(str(error))
+    return f"{len(reasons)} of {len(prompts)} prompts cannot be judged (first: {reasons[0]})" if reasons else ""
+
+
 def import_package_modules(package: str) -> None:
     """Import every module of a package, so that its decorators register what it defines."""
     root = importlib.import_module(package)

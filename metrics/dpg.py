@@ -26,7 +26,7 @@ from typing import Any, ClassVar
 import numpy as np
 import torch
 
-from metrics.base import Batch, Card, Features, Prompt, Rows, UserError, register
+from metrics.base import Batch, Card, Features, Prompt, ReadsRecords, Rows, UserError, register
 from metrics.questions import QuestionSummary, group_questions
 
 FIRST_ROW = 0  # of the table: the one that the official loader drops
@@ -111,11 +111,15 @@ def tile_score(questions: Sequence[Question], raw: Mapping[int, float]) -> float
     return sum(walk(questions, raw).values()) / len(questions)
 
 
-class Dpg:
+class Dpg(ReadsRecords):
     """Corrected DPG-Bench. Features: per image a mapping, question id -> answer; "yes" scores, nothing else does."""
 
     card: ClassVar[Card]
     features: ClassVar[tuple[str]]
+
+    def check_prompt(self, prompt: Prompt) -> None:
+        """Raise UserError where a prompt's questions are missing or malformed."""
+        questions_of(prompt)
 
     def measure(self, features: Features, batch: Batch) -> Rows:
         """Return {"score": of each tile, "answers": JSON {question id: answer}}, B of each.

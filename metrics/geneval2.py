@@ -25,7 +25,7 @@ from typing import ClassVar
 
 import torch
 
-from metrics.base import Batch, Card, Features, Prompt, Rows, UserError, register
+from metrics.base import Batch, Card, Features, Prompt, ReadsRecords, Rows, UserError, register
 from metrics.questions import QuestionSummary, group_questions
 
 DIGITS = {
@@ -94,12 +94,16 @@ def geometric_mean(scores_Q: Sequence[float]) -> float:
     return math.exp(sum(map(math.log, scores_Q)) / len(scores_Q))
 
 
-class GenEval2:
+class GenEval2(ReadsRecords):
     """Soft-TIFA by the geometric mean. Features: per image a list of `Asked`, one for each question."""
 
     card: ClassVar[Card]
     features: ClassVar[tuple[str]]
     hard: ClassVar[bool] = False
+
+    def check_prompt(self, prompt: Prompt) -> None:
+        """Raise UserError where a prompt's questions are missing or malformed."""
+        questions_of(prompt)
 
     def measure(self, features: Features, batch: Batch) -> Rows:
         """Return {"score": of each image, "masses": JSON of its questions' scores, "answers": JSON of the texts}.

@@ -13,7 +13,7 @@ import torch
 from PIL import Image
 from torch import Tensor
 
-from metrics.base import Batch, Card, Features, Metric, Prompt, Rows, UserError, make
+from metrics.base import Batch, Card, Features, Metric, Prompt, Rows, UserError, make, unfit_prompts
 from metrics.features import FeatureRunner, Inputs, Models
 from metrics.images import Picture, as_pils
 from metrics.sets import WholePrompts
@@ -148,6 +148,11 @@ class LoadedMetric:
         if per_image_N is None:
             raise UserError(f"{self.card.id}: a statistic of a whole set has no value per image")
         return torch.from_numpy(per_image_N)
+
+    def check(self, prompts: Sequence[Prompt]) -> None:
+        """Raise UserError where pictures of some prompts cannot be judged, with their number: before any is drawn."""
+        if unfit := unfit_prompts(self.metric, prompts):
+            raise UserError(f"{self.card.id}: {unfit}")
 
     def _rows(self, pictures: Sequence[Image.Image], prompts: Sequence[Prompt]) -> Rows:
         batch = _batch(prompts)

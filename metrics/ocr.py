@@ -17,7 +17,7 @@ from typing import ClassVar
 
 import torch
 
-from metrics.base import Batch, Card, Features, PerImage, Rows, UserError, register
+from metrics.base import Batch, Card, Features, PerImage, Prompt, ReadsRecords, Rows, UserError, register
 
 Line = tuple[str, float]  # text, confidence in [0, 1]
 
@@ -53,11 +53,15 @@ def _normal(text: str) -> str:
     return text.replace(" ", "").lower()
 
 
-class OcrAccuracy(PerImage):
+class OcrAccuracy(PerImage, ReadsRecords):
     """Base of OCR metrics: a card and the key of an engine's lines."""
 
     card: ClassVar[Card]
     features: ClassVar[tuple[str]]
+
+    def check_prompt(self, prompt: Prompt) -> None:
+        """Raise UserError where a prompt puts no text in double quotes."""
+        target_of(prompt.text)
 
     def measure(self, features: Features, batch: Batch) -> Rows:
         """Return {"score": in [0, 1], "target": the text asked for, "lines": JSON of what was read}, B of each.

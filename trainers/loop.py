@@ -90,6 +90,8 @@ class Loop:
         own = (name for trainer, config in self._methods.values() for name in trainer.trained_on(config))
         self._rewarded = any(trainer.trains_on_rewards(c) for trainer, c in self._methods.values())
         self._trained_on = list(dict.fromkeys([*(self.rewards.ids if self._rewarded else ()), *own]))
+        if self._rewarded:
+            self.rewards.check(self._prompts.prompts)
         if run.canary.stop.metric in self._trained_on:
             raise UserError(f"{where}: canary.stop.metric {run.canary.stop.metric!r} is trained on: name another")
         self._canary = Canary(run.canary, self.rewards.ids, self.accelerator.device)

@@ -68,6 +68,11 @@ class RewardBank:
         """Whether no reward needs real pictures."""
         return all(metric.card.image_free for metric in self._metrics.values())
 
+    def check(self, prompts: Sequence[Prompt]) -> None:
+        """Raise UserError where a reward cannot judge some of the training prompts, with their number."""
+        for metric in self._metrics.values():
+            metric.check(prompts)
+
     def score(
         self,
         images: Tensor,

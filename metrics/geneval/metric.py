@@ -14,9 +14,9 @@ from typing import Any, ClassVar, Literal
 import numpy as np
 import torch
 
-from metrics.base import Batch, Card, Features, PerImage, Prompt, Rows, register
+from metrics.base import Batch, Card, Features, PerImage, Prompt, ReadsRecords, Rows, register
 from metrics.features import Encoder, register_encoders
-from metrics.geneval.verdict import Constants, Detected, Detections, judge, judge_flow_grpo
+from metrics.geneval.verdict import Constants, Detected, Detections, check_record, judge, judge_flow_grpo
 from metrics.micro.shapes import detect
 from metrics.micro.world import COLOURS
 from metrics.preprocessing import Uint8
@@ -24,12 +24,16 @@ from metrics.preprocessing import Uint8
 SHAPES = Constants(colours=tuple(COLOURS))
 
 
-class GenEval(PerImage):
+class GenEval(PerImage, ReadsRecords):
     """Base of GenEval variants: the official verdict, 1 where the picture shows what the prompt asks for."""
 
     card: ClassVar[Card]
     features: ClassVar[tuple[str]]
     constants: ClassVar[Constants]
+
+    def check_prompt(self, prompt: Prompt) -> None:
+        """Raise UserError where a prompt has no GenEval record or a malformed one."""
+        check_record(record_of(prompt), self.constants)
 
     def measure(self, features: Features, batch: Batch) -> Rows:
         """Return {"score": 0 or 1, "reason": one line per failure, "detections": JSON}, B of each.

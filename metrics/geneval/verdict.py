@@ -135,7 +135,9 @@ def check_record(record: Mapping[str, Any], constants: Constants = GENEVAL) -> N
     wrong relation or target."""
     for side in ("include", "exclude"):
         clauses = record.get(side, ())
-        if not isinstance(clauses, (list, tuple)) or (side == "include" and not clauses):
+        if not isinstance(clauses, (list, tuple)):
+            raise UserError(f"{_where(record)}: {side} must be a list of clauses, found {clauses!r}")
+        if side == "include" and not clauses:
             raise UserError(f"{_where(record)}: no include clause; a GenEval record names at least one object")
         for index, clause in enumerate(clauses):
             if problem := _clause_problem(side, index, clause, constants):
@@ -151,9 +153,11 @@ def _clause_problem(side: str, index: int, clause: Any, constants: Constants) ->
     if not isinstance(clause, dict) or "class" not in clause or "count" not in clause:
         return f"{side} clause {index} must be an object with 'class' and 'count'"
     name, count = clause["class"], clause["count"]
+    if not isinstance(name, str):
+        return f"{side} class {name!r} must be text"
     if constants.classes and name not in constants.classes:
         return f"the detector knows no class {name!r}; {nearest(str(name), constants.classes)}"
-    if not isinstance(count, int) or count < 1:
+    if not isinstance(count, int) or isinstance(count, bool) or count < 1:
         return f"{side} count {count} of {name!r} must be at least 1"
     if "color" in clause and clause["color"] not in constants.colours:
         return f"colour {clause['color']!r} is none of {', '.join(constants.colours)}"

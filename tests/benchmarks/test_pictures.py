@@ -57,6 +57,24 @@ def test_both_layouts_of_the_same_pictures_give_the_same_evidence(
     assert first.status == "ranked"
 
 
+def test_a_metric_that_cannot_judge_the_prompts_is_failed_with_counts_and_the_rest_is_kept(
+    ours: Path, suite: Path, settings: Make
+) -> None:
+    suite.write_text(suite.read_text().replace('"toy_verdict"', '"shapes_geneval"'))
+    result = evaluate(ours, str(suite), settings(name="m"))
+    metrics = result.tasks[0].metrics
+    assert {name: metric.status for name, metric in metrics.items()} == {
+        "toy_redness": "ok",
+        "toy_spread": "ok",
+        "shapes_geneval": "failed",
+    }
+    assert metrics["shapes_geneval"].value is None
+    assert metrics["shapes_geneval"].reason.startswith(
+        "5 of 5 prompts cannot be judged (first: prompt 'a red circle'"
+    )
+    assert (result.status, result.tasks[0].reason) == ("partial", "failed: shapes_geneval")
+
+
 def test_missing_and_truncated_pictures_are_counted_and_nothing_is_lost(
     ours: Path, suite: Path, settings: Make
 ) -> None:

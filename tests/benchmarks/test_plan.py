@@ -64,6 +64,28 @@ def test_the_shorter_side_decides_whether_pictures_are_large_enough(plan, side: 
         assert found.tasks[0].reason == "for models that draw at least 49 pixels a side; this one draws 64x48"
 
 
+def test_a_metric_that_cannot_judge_the_prompts_fails_with_counts_before_anything_is_drawn(
+    plan, tmp_path: Path
+) -> None:
+    mixed = tmp_path / "mixed.jsonl"
+    right = '{"id": "c", "prompt": "a circle", "include": [{"class": "circle", "count": 1}]}\n'
+    wrong = '{"id": "d", "prompt": "a cat", "include": [{"class": "circle", "count": 0}]}\n'
+    mixed.write_text(right + wrong)
+    found = plan(
+        {"metrics": ("shapes_geneval", "toy_redness"), "prompts": str(mixed)},
+        {"metrics": ("shapes_geneval",)},
+        {"metrics": ("ocr_rapid", "toy_redness")},
+    )
+    assert [task.metrics for task in found.tasks] == [("toy_redness",), (), ("toy_redness",)]
+    why = "1 of 2 prompts cannot be judged (first: prompt 'a cat': include count 0 of 'circle' must be at least 1)"
+    assert found.tasks[0].unfit == {"shapes_geneval": why}
+    assert found.tasks[1].reason.startswith(
+        "no metric can be measured: shapes_geneval: 2 of 2 prompts cannot be judged"
+    )
+    assert "OCR prompt 'a red circle': no text in double quotes" in found.tasks[2].unfit["ocr_rapid"]
+    assert found.missing == {}  # whoever cannot judge the prompts needs no weights
+
+
 def test_too_few_images_are_no_missing_weights(plan) -> None:
     found = plan({"metrics": ("toy_spread",), "images_per_prompt": 1}, {})
     assert "needs at least 2 images of each prompt" in found.tasks[0].reason

@@ -40,6 +40,9 @@ class ClosedFormMetric:
     def __call__(self, images: Tensor, prompts: Sequence[Prompt]) -> Tensor:
         return (images[:, self._channel].mean(dim=(1, 2)) > 0.5).float()
 
+    def check(self, prompts: Sequence[Prompt]) -> None:
+        """It judges pictures of every prompt."""
+
 
 def reward_bank(*, redness: bool = True, judge: bool = False) -> RewardBank:
     """Return a bank of "redness" (differentiable) and/or "judge" (a verdict, 0 or 1)."""

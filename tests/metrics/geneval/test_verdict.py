@@ -145,6 +145,8 @@ def test_overlap_counts_pixels_inclusively_and_the_limit_itself_is_too_much() ->
         (need("cow", position="left of"), "must be .relation, index of an earlier clause"),
         (need("cow", color="grey"), "colour 'grey' is none of red, orange"),
         ({"class": "cow"}, "include clause 1 must be an object with 'class' and 'count'"),
+        ({"class": ["cow"], "count": 1}, r"include class \['cow'\] must be text"),
+        (need("cow", True), "include count True"),
     ],
 )
 def test_malformed_records_are_refused(clause: dict, message: str) -> None:
@@ -154,6 +156,9 @@ def test_malformed_records_are_refused(clause: dict, message: str) -> None:
         verdict({})
     with pytest.raises(UserError, match="exclude count 0"):
         verdict({}, need("cow"), exclude=[need("cow", 0)])
+    for side in ("include", "exclude"):
+        with pytest.raises(UserError, match=f"{side} must be a list of clauses, found None"):
+            judge({}, {"tag": "", "include": [need("cow")], side: None}, lambda _, names: names)
 
 
 def test_a_class_that_the_detector_cannot_find_is_refused() -> None:
