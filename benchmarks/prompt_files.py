@@ -1,6 +1,6 @@
-"""Files of prompts, read record by record: JSON Lines, plain text, CSV, Parquet, or one file of a hub data set.
+"""Files of prompts, read record by record: JSON (Lines), plain text, CSV, Parquet, or one file of a hub data set.
 
-    prompts.jsonl                              a record a line
+    prompts.jsonl, prompts.json#caption        a record a line, or a list of records
     prompts.txt                                a prompt a line
     table.csv#caption, table.parquet#caption   a record a row; the prompt stands in the column after "#"
     hf:org/name@revision/data/part-0.parquet#caption   a file of a data set on the Hugging Face hub (and its cache)
@@ -84,6 +84,17 @@ def _read_jsonl(source: Source) -> Iterator[Record]:
         yield where, _with_prompt(record, source.column)
 
 
+def _read_json(source: Source) -> Iterator[Record]:
+    try:
+        records = json.loads(_text(source.path))
+    except (json.JSONDecodeError, RecursionError) as error:
+        raise UserError(f"{source.path}: not JSON ({error})") from error
+    if not isinstance(records, list):
+        raise UserError(f"{source.path}: expected a list of records; a file of one record a line ends in .jsonl")
+    for number, record in enumerate(records):
+        yield f"{source.path}: record {number}", _with_prompt(record, source.column)
+
+
 def _read_csv(source: Source) -> Iterator[Record]:
     rows = csv.DictReader(_text(source.path).splitlines(keepends=True), strict=True)
     _check_columns(source, rows.fieldnames or ())
@@ -140,6 +151,7 @@ def _with_prompt(record: Any, column: str) -> Any:
 
 READERS: dict[str, Callable[[Source], Iterator[Record]]] = {
     ".jsonl": _read_jsonl,
+    ".json": _read_json,
     ".txt": _read_text,
     ".csv": _read_csv,
     ".parquet": _read_parquet,

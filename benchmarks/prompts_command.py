@@ -4,6 +4,7 @@
     describe NAME      its source, digest, licence, citation, repeats and categories; NAME may be a file of yours
     fetch NAME ...     download what is not shipped, held to its digest
     verify [NAME ...]  read every set that is here: digest, count, every line
+    sample NAME -o FILE  take some prompts of a large set, the same ones everywhere (benchmarks/prompt_sample.py)
 
 Exit codes: 0 done, 1 our mistake, 2 something for you to mend (one line).
 """
@@ -27,6 +28,7 @@ from benchmarks.cli import parse
 from benchmarks.config import UserError
 from benchmarks.dpg_questions import git_blob_id
 from benchmarks.prompt_files import MAX_FILE_BYTES
+from benchmarks.prompt_sample import sample
 from benchmarks.prompts import BUILT_IN
 from benchmarks.sets import (
     DeclaredSet,
@@ -37,6 +39,7 @@ from benchmarks.sets import (
     find_questions,
     is_named,
     mend,
+    other_digest,
     read_set,
     sets_folder,
 )
@@ -46,24 +49,46 @@ TIMEOUT = 60.0  # seconds without a byte
 
 @dataclass(frozen=True, kw_only=True)
 class Arguments:
-    """List, describe, fetch and verify prompt sets."""
+    """List, describe, fetch, verify and sample prompt sets."""
 
-    action: Annotated[Literal["list", "describe", "fetch", "verify"], tyro.conf.Positional] = "list"
+    action: Annotated[Literal["list", "describe", "fetch", "verify", "sample"], tyro.conf.Positional] = "list"
     """What to do"""
     names: Annotated[tuple[str, ...], tyro.conf.Positional] = ()
     """Prompt sets by name; for describe and verify, files of yours too"""
     prompts: Path | None = None
     """Folder of sets that are not shipped; default: FEWSTEP_BENCH_PROMPTS, then the user's cache"""
+    take: int = 1000
+    """Of sample: how many prompts"""
+    seed: int = 0
+    """Of sample: of NumPy's default generator"""
+    without: tuple[str, ...] = ()
+    """Of sample: sets and files whose prompts are left out first, such as the list of a training"""
+    out: Annotated[Path | None, tyro.conf.arg(aliases=["-o"])] = None
+    """Of sample: the text file to write"""
 
 
 def main(arguments: Arguments) -> int:
     """Run the command; return its exit code."""
+    if arguments.action == "sample":
+        print(_sample(arguments))
+        return 0
     actions = {"list": list_sets, "describe": describe, "fetch": fetch, "verify": verify}
     if arguments.action in ("describe", "fetch") and not arguments.names:
         raise UserError(f"{arguments.action}: name a prompt set; python -m benchmarks.prompts list shows them")
     for line in actions[arguments.action](arguments.names, arguments.prompts):
         print(line)
     return 0
+
+
+def _sample(arguments: Arguments) -> str:
+    """Write a sample of one set; return a line about it. Raises UserError where it cannot be taken."""
+    if len(arguments.names) != 1 or not arguments.out or arguments.out.suffix != ".txt":
+        raise UserError("sample: name one prompt set, and a text file to write: sample NAME -o FILE.txt")
+    left_out = [prompt for name in arguments.without for prompt in read_set(name, arguments.prompts).prompts]
+    of = read_set(arguments.names[0], arguments.prompts).prompts
+    content = "".join(f"{text}\n" for text in sample(of, left_out, arguments.take, arguments.seed)).encode()
+    _write(arguments.out, content)
+    return f"{arguments.out}: {arguments.take:,} of {len(of):,} prompts, sha256 {hashlib.sha256(content).hexdigest()}"
 
 
 def list_sets(names: Iterable[str], folder: Path | None) -> Iterator[str]:
@@ -95,7 +120,8 @@ def describe(names: Iterable[str], folder: Path | None) -> Iterator[str]:
         yield name
         if entry:
             told = {"source": entry.source, "licence": entry.licence, "citation": entry.citation, "note": entry.note}
-            told |= {"split": entry.split, "file": entry.file, "sha256 of the file": entry.sha256 or "none published"}
+            digest = entry.sha256 or (f"not known, but its id in git: {entry.git_blob}" if entry.git_blob else "")
+            told |= {"split": entry.split, "file": entry.file, "sha256 of the file": digest or "none published"}
             yield from (f"  {key}: {value}" for key, value in told.items() if value)
         try:
             found = read_set(name, folder)
@@ -136,17 +162,16 @@ def fetch(names: Iterable[str], folder: Path | None) -> Iterator[str]:
 
 def _fetch_file(name: str, entry: DeclaredSet, target: Path) -> str:
     path = target / entry.file
-    if path.is_file() and (not entry.sha256 or hashlib.sha256(path.read_bytes()).hexdigest() == entry.sha256):
+    if path.is_file() and not other_digest(entry, path.read_bytes()):
         return f"{name}: {path} (was here)"
     if not entry.url:
         raise UserError(
             f"prompt set {name!r} (licence: {entry.licence}) has no address to fetch from; {mend(name, entry)}"
         )
     content = download(entry.url)
-    if (found := hashlib.sha256(content).hexdigest()) != entry.sha256:
-        raise UserError(
-            f"{entry.url}: served another file (sha256 {found}, should be {entry.sha256}); nothing was written"
-        )
+    if other := other_digest(entry, content):
+        kind, found, should = other
+        raise UserError(f"{entry.url}: served another file ({kind} {found}, should be {should}); nothing was written")
     _write(path, content)
     return f"{name}: {path} (licence: {entry.licence})"
 

@@ -41,7 +41,8 @@ class DeclaredSet:
     file: str
     source: str
     licence: str
-    sha256: str = ""  # "" where no exact list has been published
+    sha256: str = ""  # "" where no exact list has been published, or only its id in git is known
+    git_blob: str = ""  # that id
     shipped: bool = False
     split: Literal["evaluation", "training"] = "evaluation"
     prompts: int = 0  # distinct ones; 0 = not known
@@ -99,12 +100,21 @@ def find_file(name: str, entry: DeclaredSet, folder: Path | None = None) -> Path
             f"{path}: no such file; prompt set {name!r} is not shipped (licence: {entry.licence}); "
             f"{mend(name, entry)}"
         )
-    found = hashlib.sha256(path.read_bytes()).hexdigest()
-    if entry.sha256 and found != entry.sha256:
-        raise UserError(
-            f"{path}: sha256 is {found}, that of prompt set {name!r} is {entry.sha256}; {mend(name, entry)}"
-        )
+    if other := other_digest(entry, path.read_bytes()):
+        kind, found, should = other
+        raise UserError(f"{path}: {kind} is {found}, that of prompt set {name!r} is {should}; {mend(name, entry)}")
     return path
+
+
+def other_digest(entry: DeclaredSet, content: bytes) -> tuple[str, str, str] | None:
+    """Return which digest of a file differs from the declared one: its kind, the one found, the one declared."""
+    from benchmarks.dpg_questions import git_blob_id
+
+    if entry.sha256 and (found := hashlib.sha256(content).hexdigest()) != entry.sha256:
+        return "sha256", found, entry.sha256
+    if entry.git_blob and (found := git_blob_id(content)) != entry.git_blob:
+        return "git's id", found, entry.git_blob
+    return None
 
 
 def find_questions(name: str, companion: Companion, folder: Path | None = None) -> Path:

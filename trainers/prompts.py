@@ -5,13 +5,13 @@ No batch holds a prompt twice: two groups of one prompt would share the noise th
 """
 
 from collections.abc import Sequence
-from pathlib import Path
 from typing import Literal
 
 import torch
 
 from benchmarks.config import UserError, config
-from benchmarks.prompts import as_prompt, read_prompts
+from benchmarks.prompts import as_prompt
+from benchmarks.sets import read_set
 from metrics.base import Prompt
 from metrics.micro.prompts import prompt_sets
 from trainers.draws import seeded
@@ -21,17 +21,16 @@ from trainers.draws import seeded
 class PromptsConfig:
     """Where training prompts come from."""
 
-    source: str = "micro"  # "micro" = the micro world's training prompts, or a prompt file as benchmarks read them
+    source: str = "micro"  # "micro" = the micro world's training prompts; else a prompt set or file of benchmarks
     balance: Literal["none", "category"] = "none"
 
 
 def read_training_prompts(source: str) -> tuple[Prompt, ...]:
-    """Return the training prompts. Raises UserError for an unknown name or a bad file."""
+    """Return the training prompts. Raises UserError for an unknown name, a set that is not here, or a bad file."""
     if source == "micro":
         records = prompt_sets()["train"]
         return tuple(as_prompt(record, "micro", record["id"]) for record in records)
-
-    return read_prompts(Path(source)).prompts
+    return read_set(source).prompts
 
 
 class PromptStream:

@@ -160,3 +160,13 @@ def test_a_hub_source_is_fetched_and_its_errors_say_how(tmp_path: Path, monkeypa
     assert calls == [("org/name", "data/part.csv", "dataset", "abc")]
     with pytest.raises(UserError, match="expected hf:org/name"):
         read_prompts("hf:nonsense")
+
+
+def test_a_list_of_records_is_read_like_lines_of_them(tmp_path: Path) -> None:
+    records = '{"caption": "a", "tag": "x"}', '{"caption": "b", "prompt": "c"}'
+    listed = write(tmp_path, f"[{', '.join(records)}]", "list.json")
+    lines = write(tmp_path, "\n".join(records), "list.jsonl")
+    assert read_prompts(f"{listed}#caption").digest == read_prompts(f"{lines}#caption").digest
+    for text, message in (("{", "list.json: not JSON"), ("{}", "expected a list of records"), ("[3]", "record 0: ")):
+        with pytest.raises(UserError, match=message):
+            read_prompts(write(tmp_path, text, "list.json"))

@@ -1,9 +1,11 @@
 import hashlib
+import json
 import threading
 from collections.abc import Iterator
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 from pathlib import Path
 
+import numpy as np
 import pytest
 
 from benchmarks import prompts_command, sets
@@ -123,6 +125,35 @@ def test_verify_reads_what_is_here_and_counts_what_is_wrong(
     (tmp_path / "theirs.txt").write_bytes(b"another\n")
     with pytest.raises(UserError, match="2 prompt sets are not what they should be"):
         run(capsys, tmp_path, "verify")
+
+
+def test_a_sample_is_the_same_wherever_it_is_taken(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    records = [{"caption": f"a  prompt {n % 40}\n"} for n in range(60)]  # 40 distinct ones
+    taken = []
+    for order in (records, records[::-1]):
+        (tmp_path / "large.json").write_text(json.dumps(order))
+        (tmp_path / "training.txt").write_text("a prompt 7\na prompt 8\n")
+        options = {"without": (str(tmp_path / "training.txt"),), "take": 30, "out": tmp_path / "some.txt"}
+        main(Arguments(action="sample", names=(f"{tmp_path / 'large.json'}#caption",), **options))
+        taken.append((tmp_path / "some.txt").read_text().splitlines())
+        digest = hashlib.sha256((tmp_path / "some.txt").read_bytes()).hexdigest()
+        assert f"30 of 60 prompts, sha256 {digest}" in capsys.readouterr().out
+    assert taken[0] == taken[1] == sorted(set(taken[0])) and len(taken[0]) == 30
+    assert not {"a prompt 7", "a prompt 8"} & set(taken[0])
+    left = sorted({f"a prompt {n}" for n in range(40)} - {"a prompt 7", "a prompt 8"})
+    chosen = np.random.default_rng(0).choice(38, 30, replace=False)
+    assert taken[0] == sorted(left[index] for index in chosen)
+
+
+def test_what_cannot_be_sampled_is_one_clear_line(tmp_path: Path) -> None:
+    path = tmp_path / "two.txt"
+    path.write_text("a\nb\n")
+    with pytest.raises(UserError, match="--take 1000: there are 2 distinct prompts"):
+        main(Arguments(action="sample", names=(str(path),), out=tmp_path / "o.txt"))
+    for names, out in (((), "o.txt"), ((str(path),), "o.jsonl"), ((str(path), str(path)), "o.txt")):
+        with pytest.raises(UserError, match="sample: name one prompt set, and a text file to write"):
+            main(Arguments(action="sample", names=names, out=tmp_path / out))
+    assert sorted(tmp_path.iterdir()) == [path]
 
 
 def test_a_file_of_ones_own_is_described_and_verified(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:

@@ -1,4 +1,6 @@
 import hashlib
+import re
+from dataclasses import replace
 from pathlib import Path
 
 import pytest
@@ -77,6 +79,25 @@ def test_another_file_than_the_declared_one_is_refused(declared: str, tmp_path: 
     with pytest.raises(UserError, match=r"theirs.txt: sha256 is .*, that of prompt set 'theirs' is") as caught:
         read_set("theirs", tmp_path)
     assert not isinstance(caught.value, MissingPrompts)
+
+
+def test_a_set_of_which_git_s_id_is_known_is_held_to_it(
+    declared: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    entry = replace(sets.declared_sets()["theirs"], sha256="", git_blob=git_blob_id(declared.encode()))
+    monkeypatch.setattr(sets, "declared_sets", lambda: {"theirs": entry})
+    (tmp_path / "theirs.txt").write_text(declared)
+    assert len(read_set("theirs", tmp_path).prompts) == 2
+    (tmp_path / "theirs.txt").write_text(declared + "one more\n")
+    with pytest.raises(UserError, match=r"theirs.txt: git's id is .*, that of prompt set 'theirs' is"):
+        read_set("theirs", tmp_path)
+
+
+def test_what_can_be_fetched_is_held_to_a_digest_at_a_whole_commit() -> None:
+    for entry in declared_sets().values():
+        assert not entry.url or entry.sha256 or entry.git_blob
+        for url in (entry.url, entry.questions.url if entry.questions else ""):
+            assert not url or re.search(r"/[0-9a-f]{40}/", url)
 
 
 def test_an_unknown_set_names_the_nearest_one() -> None:
