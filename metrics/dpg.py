@@ -10,7 +10,8 @@ Source: Hu et al. 2024, arXiv:2403.05135 (ELLA), and its program dpg_bench/compu
 
     dpg             corrected: every question, every tile; its categories after the walk
     dpg.official    what the program computes in one process. Its loader drops the table's first question, so that the
-                    prompt of that question fails where a later one depends on it, and is left out of every mean.
+                    prompt of that question fails where a later one depends on it, and is left out of every mean; its
+                    pictures are counted as those without a value.
                     Categories come from the last tile alone, before the walk: they exceed the overall score.
 
 Several processes of the program mix up its categories (each orders a set by its own hash seed); that is not imitated.
@@ -155,12 +156,12 @@ class OfficialDpg(Dpg):
     """DPG-Bench as the authors' program computes it in one process."""
 
     def summarise(self, rows: Rows, prompts: Sequence[Prompt]) -> QuestionSummary:
-        """Return the tiles' scores and the categories of raw last-tile answers, without the prompts that fail.
-
-        A dropped prompt contributes the mean of the others, which leaves the mean what it is without that prompt.
-        """
+        """Return the tiles' scores and the categories of raw last-tile answers; tiles of prompts that the program
+        drops are NaN: left out, and counted. Raises UserError where it drops every prompt."""
         answers = stored_answers(rows)
-        scored = np.array([_official_tile(p, a) for p, a in zip(prompts, answers, strict=True)], dtype=np.float64)
+        scored = np.array([_official_tile(p, a) for p, a in zip(prompts, answers, strict=True)], dtype=np.float32)
+        if np.isnan(scored).all():
+            raise UserError(f"{self.card.id}: the program drops every prompt of this set")
         last = {prompt.id: index for index, prompt in enumerate(prompts)}  # rows of one prompt are in order of tiles
         pairs: list[list[tuple[str, float]]] = [[] for _ in prompts]
         for index in last.values():
@@ -168,7 +169,7 @@ class OfficialDpg(Dpg):
                 questions = [q for q in questions_of(prompts[index]) if q.row != FIRST_ROW]
                 raw = raw_scores(prompts[index], questions, answers[index])
                 pairs[index] = [(name, raw[q.id]) for q in questions for name in (q.broad, q.category)]
-        return QuestionSummary(per_image_N=_without_dropped(scored, prompts), groups=group_questions(pairs))
+        return QuestionSummary(per_image_N=scored, groups=group_questions(pairs))
 
 
 def _official_tile(prompt: Prompt, answers: Mapping[int, str]) -> float:
@@ -178,17 +179,6 @@ def _official_tile(prompt: Prompt, answers: Mapping[int, str]) -> float:
     if not questions or any(parent not in left for question in questions for parent in question.parents):
         return float("nan")
     return tile_score(questions, raw_scores(prompt, questions, answers))
-
-
-def _without_dropped(scores_N: np.ndarray, prompts: Sequence[Prompt]) -> np.ndarray:
-    """Return the scores with the mean over the prompts that are left in the place of dropped ones (NaN)."""
-    by_prompt: dict[str, list[float]] = {}
-    for score, prompt in zip(scores_N, prompts, strict=True):
-        by_prompt.setdefault(prompt.id, []).append(float(score))
-    kept = [np.mean(scores) for scores in by_prompt.values() if not np.isnan(scores).any()]
-    if not kept:
-        raise UserError("dpg.official: the program drops every prompt of this set")
-    return np.where(np.isnan(scores_N), np.mean(kept), scores_N).astype(np.float32)
 
 
 def raw_scores(prompt: Prompt, questions: Sequence[Question], answers: Mapping[int, str]) -> dict[int, float]:

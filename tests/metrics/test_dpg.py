@@ -107,11 +107,13 @@ def test_the_official_loader_drops_the_first_row_and_with_it_the_prompt_that_nee
     other = prompt_of({1: "0", 2: "0"}, identity="b", q1=2, q2=3)
     scores, summary = measured(DpgOfficial(), [needing, other], [{1: "yes", 2: "yes"}, {1: "yes", 2: "no"}])
     assert scores == [1.0, 0.5]
-    assert summary.per_image_N.tolist() == [0.5, 0.5]  # the mean over the prompts that are left
+    np.testing.assert_array_equal(summary.per_image_N, [np.nan, 0.5])  # left out and counted, never a number
     assert summary.groups["entity"].questions_N.tolist() == [0, 2]
     alone = prompt_of({1: "0", 2: "0"}, identity="a", q1=0, q2=1)
     _, summary = measured(DpgOfficial(), [alone, other], [{1: "yes", 2: "no"}, {1: "yes", 2: "no"}])
     assert summary.per_image_N.tolist() == [0.0, 0.5]
+    with pytest.raises(UserError, match="drops every prompt"):
+        measured(DpgOfficial(), [needing], [{1: "yes", 2: "yes"}])
 
 
 @given(st.data())

@@ -8,6 +8,7 @@ from scipy.stats import gmean
 
 from metrics.base import Batch, Prompt, UserError
 from metrics.geneval2 import (
+    YES,
     Asked,
     GenEval2Gm,
     GenEval2SoftAm,
@@ -51,6 +52,15 @@ def test_spellings_of_numbers_and_of_yes() -> None:
     assert count.spellings == ("two", "Two", " two", " Two", "2", " 2")
     assert Question(text="How many?", answer="dozens", skill="count").spellings[4:] == ("other", " other")
     assert Question(text="Is it?", answer="whatever", skill="verb").spellings == ("Yes", "yes", " yes", " Yes")
+    assert Question(text="Are there two?", answer="two", skill="count").spellings == YES  # by the question's words
+    assert Question(text="How many?", answer="Two", skill="verb").spellings == (
+        "Two",
+        "Two",
+        " Two",
+        " Two",
+        "other",
+        " other",
+    )
 
 
 def test_soft_and_hard_scores_and_skills() -> None:
