@@ -11,11 +11,13 @@
     name = "model.safetensors"
     bytes = 0                                  0 = not known exactly
     about = "3.9 GB"                           for people, where `bytes` is not known
-    sha256 = ""                                "" = not known: `fetch` prints it, results are `synthetic` until then
+    sha256 = ""                                "" = not known: `fetch` prints it, results are `synthetic` until then;
+                                               a name such as vgg16-397923af.pth tells its first eight digits
 
 A size or a digest stands here only where the file itself was read, or where public manifests state it.
 """
 
+import re
 import tomllib
 from collections.abc import Mapping
 from dataclasses import dataclass
@@ -51,6 +53,13 @@ class WeightFile:
     def pinned(self) -> bool:
         """Whether the digest is known."""
         return bool(self.sha256)
+
+    @property
+    def digits(self) -> str:
+        """What is known of the digest: all of it, or the first digits, which torchvision, mmdet and pyiqa write into
+        the names of their files; "" where nothing is."""
+        named = re.search(r"-([0-9a-f]{8})\.pth$", self.name)
+        return self.sha256 or (named[1] if named else "")
 
 
 @dataclass(frozen=True, kw_only=True)

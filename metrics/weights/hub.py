@@ -19,8 +19,8 @@ def fetch(entry: Entry) -> Iterator[str]:
     Raises: UserError where the network, the hub or the disk refuses, or a file is not the manifest's."""
     for file in entry.files:
         path = _here(entry, file)
-        should = file.sha256 or (hub_digest(path) if path else "")
-        if path and (not should or file_digest(path) == should):
+        should = file.digits or (hub_digest(path) if path else "")
+        if path and (not should or file_digest(path).startswith(should)):
             yield f"{path}: here"
         else:
             path = _download(entry, file, again=path is not None)
@@ -39,9 +39,10 @@ def _here(entry: Entry, file: WeightFile) -> Path | None:
 
 
 def _check(file: WeightFile, path: Path, found: str) -> None:
-    if file.pinned and found != file.sha256:
+    if not found.startswith(file.digits):
+        verb = "be" if file.pinned else "begin with"
         raise UserError(
-            f"{path}: sha256 is {found}, should be {file.sha256}: the source serves another file; it is not used"
+            f"{path}: sha256 is {found}, should {verb} {file.digits}: the source serves another file; it is not used"
         )
 
 
@@ -80,7 +81,7 @@ def _download_url(entry: Entry, file: WeightFile) -> Path:
     folder = own_folder(entry) or url_folder(entry)
     folder.mkdir(parents=True, exist_ok=True)
     try:
-        download_url_to_file(file.url, str(folder / file.name), hash_prefix=file.sha256 or None)
+        download_url_to_file(file.url, str(folder / file.name), hash_prefix=file.digits or None)
     except RuntimeError as error:  # the digest is not the one it should have
         raise UserError(f"{entry.id}: {file.url}: {_first_line(error)}; it is not used") from error
     return folder / file.name

@@ -9,7 +9,16 @@ import torch
 from safetensors.torch import save_file
 
 from metrics.base import UserError
-from metrics.weights import Entry, ManifestWeights, manifest, missing_table, pinned, use_folder, what_to_do
+from metrics.weights import (
+    Entry,
+    ManifestWeights,
+    WeightFile,
+    manifest,
+    missing_table,
+    pinned,
+    use_folder,
+    what_to_do,
+)
 from metrics.weights.places import FOLDER, SYNTHETIC
 
 
@@ -115,6 +124,19 @@ def test_weights_whose_digest_nobody_knows_yet_are_read_and_synthetic(entry: Ent
     weights.check()
     assert weights.synthetic()
     assert weights.digest() == ManifestWeights(entry).digest()
+
+
+def test_the_first_digits_in_a_files_name_are_held_to(entry: Entry, own: Path) -> None:
+    content = b"another network"
+    digits = hashlib.sha256(content).hexdigest()[:8]
+    right, wrong = (WeightFile(name=f"vgg16-{eight}.pth", url="https://x") for eight in (digits, "397923af"))
+    for file in (right, wrong):
+        (own / file.name).write_bytes(content)
+    weights = ManifestWeights(replace(entry, repo="", revision="", files=(right,)))
+    weights.check()
+    assert weights.synthetic()  # eight digits are a check of the download, no identity
+    with pytest.raises(UserError, match=f"sha256 is {digits}.*, should begin with 397923af; "):
+        ManifestWeights(replace(entry, repo="", revision="", files=(wrong,))).check()
 
 
 def test_damage_in_the_hub_cache_is_seen_even_where_the_manifest_knows_no_digest(
