@@ -2,6 +2,7 @@
 
     build IMAGES      a folder of pictures (all below it), or an npz with pictures in `arr_0`, as ADM publishes them
     build STATS.npz   an npz with `mu` and `sigma` (clean-fid's, ADM's, EDM's): converted, not computed
+    build CACHE.pt    features or moments that torch-fidelity keeps, with --encoder inception/tf1: converted
     show STATS.npz    what a file says about itself
 
 Progress is shown; memory depends on the encoder, not on the number of pictures. A build that was stopped continues
@@ -21,9 +22,11 @@ import tyro
 from PIL import Image
 from tyro.extras import SubcommandApp
 
+from metrics import torch_fidelity
 from metrics.base import Prompt, UserError, nearest
 from metrics.commands import deferred, guarded, parsed
 from metrics.features import FeatureRunner
+from metrics.frechet import Moments
 from metrics.images import FORMATS, read_image
 from metrics.reference_state import State
 from metrics.references import MOMENTS, open_arrays, write_reference
@@ -50,7 +53,7 @@ def build(
     """Compute (or convert) reference statistics.
 
     Args:
-        images: folder of pictures; npz of pictures; or npz of statistics
+        images: folder of pictures; npz of pictures; npz of statistics; or a file of torch-fidelity's cache
         output: the file to write
         encoder: whose features: network and resizing
         device: torch device
@@ -60,6 +63,10 @@ def build(
         raise UserError(f"--encoder {encoder!r}: unknown; {nearest(encoder, OUTPUTS)}")
     if batch_size < 1:
         raise UserError(f"--batch-size {batch_size}: must be at least 1")
+    if images.suffix == ".pt" and encoder != torch_fidelity.ENCODER:
+        raise UserError(
+            f"--encoder {encoder}: torch-fidelity resizes otherwise; its files are {torch_fidelity.ENCODER}"
+        )
     source = Source.open(images)
     arrays, about = source.statistics()
     state: State | None = None
@@ -97,6 +104,8 @@ class Source:
         if path.is_dir():
             endings = {f".{kind.lower()}" for kind in FORMATS} | {".jpg"}
             return cls(sorted(file for file in path.rglob("*") if file.suffix.lower() in endings))
+        if path.suffix == ".pt":
+            return cls(stated=torch_fidelity.read_cache(path))
         with open_arrays(path, "pass a folder of pictures, or an npz") as arrays:
             try:
                 stated = {name: arrays[name] for pair in MOMENTS.values() for name in pair if name in arrays}
@@ -112,6 +121,11 @@ class Source:
         for name, array in self.stated.items():
             if array.ndim != (1 if name.startswith("mu") else 2) or not np.isfinite(array).all():
                 raise UserError(f"{name} of shape {array.shape} is no mean or covariance of finite numbers")
+        if "features" in self.stated:
+            features_ND = self.stated["features"]
+            total = Moments.of(features_ND)
+            arrays = {"mu": total.mean_D, "sigma": total.covariance_DD, "features": features_ND[kept_of(total.n)]}
+            return arrays, {"weights_digest": "", "n": total.n}
         return self.stated, {"weights_digest": "", "n": 0} if self.stated else {}
 
     def digest(self, count: int) -> str:
@@ -133,6 +147,11 @@ class Source:
                 yield [read_image(path) for path in self.paths[start : start + batch_size]]
 
 
+def kept_of(count: int) -> list[int]:
+    """Return the numbers of the pictures whose features are kept: at most KEPT, spread over the set."""
+    return np.linspace(0, count - 1, min(KEPT, count)).round().astype(int).tolist()
+
+
 def compute(
     source: Source, encoder: str, device: str, batch_size: int, output: Path
 ) -> tuple[dict[str, np.ndarray], dict[str, Any], State]:
@@ -145,7 +164,7 @@ def compute(
     keys = [f"{encoder}:{name}" for name in OUTPUTS[encoder]]
     runner = FeatureRunner(keys, device)
     weights = runner.weights(keys[0])[0].digest()
-    kept = set(np.linspace(0, source.count - 1, min(KEPT, source.count)).round().astype(int).tolist())
+    kept = set(kept_of(source.count))
     identity = {"encoder": encoder, "weights": weights, "n": source.count, "batch_size": batch_size, "device": device}
     state = State.beside(output, identity, source.digest)
     with Progress(disable=not sys.stderr.isatty()) as progress:

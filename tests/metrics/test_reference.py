@@ -1,6 +1,7 @@
 """The command that makes reference statistics: computed, converted, refused."""
 
 import json
+import os
 from collections.abc import Mapping
 from copy import copy
 from pathlib import Path
@@ -142,6 +143,55 @@ def test_statistics_of_others_are_converted(toy: None, tmp_path: Path) -> None:
     with open_arrays(out, "") as made:
         assert np.array_equal(made["sigma"], np.eye(3))
         assert json.loads(str(made["about"]))["weights_digest"] == ""
+
+
+@pytest.mark.parametrize("kind", ["features", "moments"])
+def test_what_torch_fidelity_keeps_is_converted(kind: str, tmp_path: Path) -> None:
+    features_ND = torch.randn(30, 6, generator=torch.Generator().manual_seed(0))
+    mean_D, covariance_DD = features_ND.double().mean(0).numpy(), np.cov(features_ND.double().numpy().T)
+    cached = (
+        features_ND if kind == "features" else {"mu": mean_D, "sigma": covariance_DD}
+    )  # as its utils.py saves them
+    torch.save(cached, tmp_path / "theirs.pt")
+    out = tmp_path / "out.npz"
+    assert reference.main(["build", str(tmp_path / "theirs.pt"), "--encoder", "inception/tf1", "-o", str(out)]) == 0
+    with open_arrays(out, "") as made:
+        assert np.allclose(made["mu"], mean_D) and np.allclose(made["sigma"], covariance_DD)
+        assert ("features" in made) == (kind == "features")
+        assert json.loads(str(made["about"]))["n"] == (30 if kind == "features" else 0)
+
+
+class Bomb:
+    """A pickle that makes a folder when it is opened."""
+
+    def __init__(self, folder: Path) -> None:
+        self.folder = folder
+
+    def __reduce__(self) -> tuple[object, tuple[str]]:
+        return os.mkdir, (str(self.folder),)
+
+
+def test_a_cache_that_is_none_or_of_another_resizing_is_one_line(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    path, out = tmp_path / "theirs.pt", str(tmp_path / "out.npz")
+    for content, encoder, message in (
+        (
+            {"mu": np.ones(3), "sigma": Bomb(tmp_path / "exploded")},
+            "inception/tf1",
+            "asks to run code, which is refused",
+        ),
+        ({"mu": np.ones(3)}, "inception/tf1", "neither features [N, D] nor mu and sigma"),
+        (torch.full((3, 2), torch.nan), "inception/tf1", "finite numbers"),
+        (torch.ones(3, 2), "inception/clean", "its files are inception/tf1"),
+    ):
+        torch.save(content, path)
+        assert reference.main(["build", str(path), "--encoder", encoder, "-o", out]) == 2
+        error = capsys.readouterr().err
+        assert message in error and error.count("\n") == 1
+    path.write_bytes(path.read_bytes()[:40])
+    assert reference.main(["build", str(path), "--encoder", "inception/tf1", "-o", out]) == 2
+    assert not (tmp_path / "exploded").exists() and not Path(out).exists()
 
 
 def test_pictures_beside_statistics_give_the_features_and_the_stated_moments_stay(toy: None, tmp_path: Path) -> None:
