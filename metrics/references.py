@@ -108,13 +108,19 @@ class Reference:
     def moments(self, output: str) -> tuple[np.ndarray, np.ndarray]:
         """Return mean [D] and covariance [D, D] of an output. Raises UserError as `check`."""
         self.check()
-        mean, covariance = (self._array(name).astype(np.float64) for name in MOMENTS[output])
+        mean, covariance = (self._finite(name).astype(np.float64) for name in MOMENTS[output])
         return mean, covariance
 
     def features(self) -> np.ndarray:
         """Return features [M, D]. Raises UserError as `check`, and where the file holds moments only."""
         self.check()
-        return self._array("features")
+        return self._finite("features")
+
+    def _finite(self, name: str) -> np.ndarray:
+        array = self._array(name)
+        if not np.isfinite(array).all():
+            raise UserError(f"{self.path}: {name!r} holds a NaN or an infinity; {self.mend}")
+        return array
 
     def _array(self, name: str) -> np.ndarray:
         with open_arrays(self.path, self.mend) as arrays:

@@ -43,6 +43,19 @@ def test_known_values() -> None:
     assert mean_pairwise_distance(simplex) == pytest.approx(5 / 4)
 
 
+@given(n=st.integers(2, 9), seed=st.integers(0, 2**31))
+def test_order_rotation_and_length_of_features_do_not_matter_and_twins_lower_it(n: int, seed: int) -> None:
+    generator = np.random.default_rng(seed)
+    embeddings = generator.normal(size=(n, 6))
+    before = mean_pairwise_distance(embeddings)
+    rotation = np.linalg.qr(generator.normal(size=(6, 6)))[0]
+    lengths = generator.uniform(0.01, 50, (n, 1))
+    assert mean_pairwise_distance(generator.permutation(embeddings)) == pytest.approx(before, abs=1e-12)
+    assert mean_pairwise_distance(embeddings @ rotation) == pytest.approx(before, abs=1e-12)
+    assert mean_pairwise_distance(embeddings * lengths) == pytest.approx(before, abs=1e-12)
+    assert mean_pairwise_distance(np.repeat(embeddings, 2, axis=0)) < before
+
+
 def test_prompts_weigh_the_same_however_many_images_they_have() -> None:
     alike, apart = np.ones((16, 4)), np.eye(4)
     prompts = [Prompt(text="alike", id="a")] * 16 + [Prompt(text="apart", id="b")] * 4

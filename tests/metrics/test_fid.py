@@ -81,6 +81,16 @@ def test_a_nan_is_refused(reference: Reference) -> None:
         metric(FrechetMetric, reference).summarise_parts([{"feature": torch.from_numpy(broken)}])
 
 
+@pytest.mark.parametrize("base", [FrechetMetric, KidMetric, PrecisionMetric, RecallMetric])
+def test_a_reference_with_a_nan_is_refused(base: type, reference: Reference) -> None:
+    broken = REAL.copy()
+    broken[3, 3] = np.nan
+    arrays = {"mu": broken[3], "sigma": np.eye(32), "features": broken}
+    write_reference(reference.path, arrays, {"encoder": "toy/a", "weights_digest": "", "n": 220})
+    with pytest.raises(UserError, match="holds a NaN or an infinity; run: python -m metrics"):
+        metric(base, reference).summarise_parts(parts())
+
+
 def test_a_reference_of_another_encoder_other_weights_or_format_is_refused(reference: Reference) -> None:
     path = reference.path
     for about, reason in (

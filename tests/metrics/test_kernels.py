@@ -32,11 +32,13 @@ def test_blocks_and_order_do_not_matter(n: int, m: int, block: int, seed: int) -
     )
 
 
-def test_rotation_leaves_kid_alone() -> None:
+def test_rotation_leaves_both_alone() -> None:
     generator = np.random.default_rng(0)
     x, y = generator.normal(size=(2, 20, 6))
     rotation = np.linalg.qr(generator.normal(size=(6, 6)))[0]
     assert kid(x @ rotation, y @ rotation) == pytest.approx(kid(x, y), rel=1e-9)
+    x, y = (each / np.linalg.norm(each, axis=1)[:, None] for each in (x, y))
+    assert cmmd(x @ rotation, y @ rotation) == pytest.approx(cmmd(x, y), abs=1e-10) and cmmd(x, y) > 0.1
 
 
 def test_subsets_of_the_whole_set_are_the_whole_set() -> None:

@@ -10,8 +10,9 @@ REFERENCE, GENERATED = np.array([[0.0], [1], [2], [3]]), np.array([[0.5], [2.5],
 
 
 def test_known_values() -> None:
-    assert precision(GENERATED, REFERENCE, k=1) == 0.5
-    assert recall(GENERATED, REFERENCE, k=3) == 1.0
+    for k in (1, 3):
+        assert precision(GENERATED, REFERENCE, k=k) == 0.5
+        assert recall(GENERATED, REFERENCE, k=k) == 1.0
 
 
 def test_identical_sets_cover_each_other_and_far_ones_do_not() -> None:
@@ -35,6 +36,16 @@ def test_blocks_order_and_swap(n: int, m: int, block: int, seed: int) -> None:
     assert precision(x, y, block=block) == inside.any(axis=1).mean()
     assert recall(x, y, block=block) == precision(y, x)
     assert precision(generator.permutation(x), generator.permutation(y), block=block) == precision(x, y)
+
+
+def test_rotation_leaves_both_alone_and_twins_shrink_the_balls() -> None:
+    generator = np.random.default_rng(3)
+    x, y = generator.normal(size=(40, 5)), generator.normal(size=(50, 5)) + 0.7
+    rotation = np.linalg.qr(generator.normal(size=(5, 5)))[0]
+    shares = precision(x, y), recall(x, y)
+    assert min(shares) > 0 and max(shares) < 1
+    assert (precision(x @ rotation, y @ rotation), recall(x @ rotation, y @ rotation)) == shares
+    assert (squared_radii(np.repeat(x, 2, axis=0))[::2] < squared_radii(x)).all()
 
 
 def test_the_border_of_a_ball_belongs_to_it() -> None:

@@ -53,8 +53,10 @@ def test_pool_logits_and_spatial_are_torch_fidelitys(seeded: Path, recorded: dic
     pictures = [sizes.picture(index) for index in range(4)]
     found = FeatureRunner(keys).run(pictures, [Prompt(text="")] * 4)
     assert recorded["pool"].std(axis=0).mean() > 0.01 * recorded["pool"].mean()  # or else the test is empty
+    alone = [FeatureRunner(keys).run([picture], [Prompt(text="")]) for picture in pictures[1:3]]
     for key in keys:
         assert relative(found[key].numpy(), recorded[key.partition(":")[2]][:4]) < 1e-5
+        assert relative(torch.cat([each[key] for each in alone]).numpy(), found[key][1:3].numpy()) < 1e-5
 
 
 def test_both_resizings_are_the_packages_own(recorded: dict[str, np.ndarray]) -> None:
