@@ -184,7 +184,7 @@ class PaddleOcr:
                 "use_doc_unwarping": False,
                 "use_textline_orientation": False,
             }
-            return PaddleOCR(lang="en", **off)
+            return PaddleOCR(lang="en", device="cpu", **off)  # it would take a GPU where there is one
         return PaddleOCR(use_angle_cls=False, lang="en", use_gpu=False, show_log=False)
 
 

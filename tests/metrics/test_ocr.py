@@ -3,7 +3,7 @@ import json
 import sys
 from pathlib import Path
 from types import SimpleNamespace
-from typing import Any
+from typing import Any, ClassVar
 
 import numpy as np
 import pytest
@@ -169,34 +169,61 @@ def test_models_of_another_version_are_refused(tmp_path: Path, monkeypatch: pyte
     assert "1 bytes, should be 9,929,594" in str(weights.missing())
 
 
-class FakePaddle:
-    """Both generations of PaddleOCR's interface; remembers the first pixel it saw."""
+class Paddle2:
+    """PaddleOCR 2.9's interface, with the options that it is made with; remembers the first pixel it saw."""
 
-    seen: Any = None
+    seen: ClassVar[list[int]]
 
-    def __init__(self, **options: Any) -> None:
-        self.options = options
+    def __init__(self, *, use_angle_cls: bool, lang: str, use_gpu: bool, show_log: bool) -> None:
+        assert (use_angle_cls, lang, use_gpu, show_log) == (False, "en", False, False)
 
-    def ocr(self, image: np.ndarray, cls: bool) -> list[Any]:
-        assert cls is False
-        FakePaddle.seen = image[0, 0].tolist()
+    def ocr(self, img: np.ndarray, det: bool = True, rec: bool = True, cls: bool = True) -> list[Any]:
+        assert det and rec and not cls
+        Paddle2.seen = img[0, 0].tolist()
         return [[[[[0, 0], [1, 0], [1, 1], [0, 1]], ("OPEN", 0.98)]]]
 
-    def predict(self, image: np.ndarray) -> list[Any]:
-        return [{"rec_texts": ["OPEN", "24"], "rec_scores": np.array([0.5, 1.0])}]
+
+class Result(dict[str, Any]):
+    """PaddleX's results are dicts of a class of their own."""
 
 
-@pytest.mark.parametrize(("version", "lines"), [("2.9.1", [("OPEN", 0.98)]), ("3.1.0", [("OPEN", 0.5), ("24", 1.0)])])
+class Paddle3:
+    """PaddleOCR 3's: `ocr` is there too, refuses `cls`, and answers as `predict` does."""
+
+    def __init__(
+        self,
+        *,
+        use_doc_orientation_classify: bool | None = None,
+        use_doc_unwarping: bool | None = None,
+        use_textline_orientation: bool | None = None,
+        lang: str | None = None,
+        device: str | None = None,
+    ) -> None:
+        assert (use_doc_orientation_classify, use_doc_unwarping, use_textline_orientation) == (False,) * 3
+        assert (lang, device) == ("en", "cpu")
+
+    def predict(self, input: np.ndarray) -> list[Result]:
+        Paddle2.seen = input[0, 0].tolist()
+        return [Result(input_path=None, rec_texts=["OPEN", "24"], rec_scores=[0.5, 1.0], rec_boxes=np.zeros((2, 4)))]
+
+    def ocr(self, img: np.ndarray) -> list[Result]:
+        return self.predict(img)
+
+
+@pytest.mark.parametrize(
+    ("version", "kind", "lines"),
+    [("2.9.1", Paddle2, [("OPEN", 0.98)]), ("3.1.0", Paddle3, [("OPEN", 0.5), ("24", 1.0)])],
+)
 def test_paddle_is_called_as_upstream_does(
-    version: str, lines: list[tuple[str, float]], monkeypatch: pytest.MonkeyPatch
+    version: str, kind: type, lines: list[tuple[str, float]], monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setitem(sys.modules, "paddleocr", SimpleNamespace(PaddleOCR=FakePaddle))
+    monkeypatch.setitem(sys.modules, "paddleocr", SimpleNamespace(PaddleOCR=kind))
     monkeypatch.setattr(ocr_engines, "find_spec", lambda name: object())
     monkeypatch.setattr(ocr_engines, "_version", lambda package: version)
     image = np.zeros((4, 4, 3), np.uint8)
     image[..., 0] = 200  # red; upstream hands RGB over as it is
     assert ocr_engines.paddle("cpu")["lines"].forward([image]) == [lines]
-    assert FakePaddle.seen in (None, [200, 0, 0])
+    assert Paddle2.seen == [200, 0, 0]
 
 
 def test_an_engine_that_answers_garbage_is_an_error_not_a_score() -> None:
