@@ -8,7 +8,7 @@ from typing import Any
 
 from tests.parity import common
 
-PICTURES = 20
+PICTURES = 256
 DINOV3: dict[str, Any] = {
     "hidden_size": 48, "intermediate_size": 96, "num_hidden_layers": 2, "num_attention_heads": 4, "patch_size": 16,
     "num_register_tokens": 4, "image_size": 224,
