@@ -81,7 +81,7 @@ class Resized:
         # NumPy, not torch: this runs ahead on a thread of its own, and torch would start a second team of OpenMP
         # threads for it, beside which the encoders' small operations wait for each other longer.
         floats_BHWC = np.stack(pixels).astype(np.float32) / np.float32(255)
-        normal_BHWC = (floats_BHWC - np.float32(self.mean)) / np.float32(self.std)
+        normal_BHWC = (floats_BHWC - np.array(self.mean, np.float32)) / np.array(self.std, np.float32)
         return torch.from_numpy(normal_BHWC).permute(0, 3, 1, 2)
 
     def from_tensor(self, images_BCHW: Tensor) -> Tensor:
