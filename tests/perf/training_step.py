@@ -6,19 +6,26 @@
 Which trainers are measured, with which settings and how many passes each cannot do without stands in passes.toml: a
 table per case. Bare passes call the networks with random latents and no loss but the mean of the output. Step and
 passes take turns within one process, so a busy machine slows both alike. Bar: at most 1.10.
+
+Beside it stands what needs no quiet machine: operations of the step over those of its passes, 1 where it computes
+nothing else. `--rounds 0` counts alone.
+
+Chance plays no part in the counts: the random step k of a rollout takes every value equally often. What is kept of a
+prompt (embeddings of the backbone, text features of rewards) is kept before the clock starts: a run makes it once.
 """
 
 import time
 import tomllib
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
-from functools import partial
+from functools import cached_property, partial
 from pathlib import Path
 from statistics import median
 from typing import Any, Literal
 
 import torch
 import tyro
+from torch.utils.flop_counter import FlopCounterMode
 
 from benchmarks.config import UserError, build, nearest
 from leaderboards.studies import Speed
@@ -26,11 +33,13 @@ from metrics.base import Prompt
 from tests.perf.record import machine, record
 from trainers.backbones.base import Backbone, BackboneConfig, load
 from trainers.base import Trainer, World, find
-from trainers.perceptual import load_perceptual
+from trainers.draws import Draws
+from trainers.perceptual import PerceptualDistance, load_perceptual
 from trainers.prompts import PromptStream, read_training_prompts
 from trainers.rewards import RewardBank, RewardConfig, load_rewards
 
 BAR = 1.10
+PROMPTS = 256  # distinct ones that steps are trained on
 PASSES = Path(__file__).with_name("passes.toml")
 
 
@@ -44,8 +53,8 @@ class Arguments:
     precision: Literal["float32", "bfloat16"] = "bfloat16"
     reward: str = "micro_clip"
     batch_size: int = 32
-    iterations: int = 8  # of a round; the random step k needs several
-    rounds: int = 5
+    iterations: int = 8  # of a round; a multiple of K = 4, so that each step k has its turn
+    rounds: int = 5  # 0: operations are counted, and nothing is timed
     device: str = "cpu"
     record: bool = False  # keep the ratios for the page
 
@@ -56,22 +65,23 @@ def main(arguments: Arguments) -> None:
     settings = BackboneConfig(path=arguments.model, training=arguments.training, precision=arguments.precision)
     backbone = load(settings, device)
     rewards = load_rewards([RewardConfig(id=arguments.reward)], device)
-    texts = read_training_prompts("micro")
-    backbone.encode([prompt.text for prompt in texts])  # cached in training as well
-    bare = Bare(backbone, rewards, texts[:size])
+    texts = read_training_prompts("micro")[: max(PROMPTS, size)]
+    keep_prompts(backbone, rewards, texts)
     for name, case in cases(arguments.methods).items():
         trainer, stream = trainer_of(case, backbone, rewards, size), PromptStream(texts, "none", 0)
-        ratios, seconds = [], [0.0, 0.0]
+        calls = bare_calls(case, size, backbone, rewards, texts)
+        ratios, seconds, one = [], [0.0, 0.0], partial(one_step, trainer, stream)
         for round_ in range(arguments.rounds + 1):
-            step = timed(partial(one_step, trainer, stream), arguments.iterations)
-            calls = case["passes"].items()
-            passes = sum(count * timed(bare.of(kind), arguments.iterations) for kind, count in calls)
+            step = timed(one, arguments.iterations)
+            passes = sum(call.count * timed(call.call, arguments.iterations) for call in calls)
             if round_:  # the first one warms up
                 ratios.append(step / passes)
                 seconds = [step, passes]
-        ratio = f"ratio {median(ratios):.3f} (bar {BAR:.2f})"
-        print(f"{name:14} step {seconds[0]:.3f} s, passes {seconds[1]:.3f} s, {ratio}", flush=True)
-        if arguments.record:
+        ratio = f"ratio {median(ratios):.3f} (bar {BAR:.2f})" if ratios else "no ratio"
+        counted = operations_ratio(one, calls, arguments.iterations)
+        times = f"step {seconds[0]:.3f} s, passes {seconds[1]:.3f} s" if ratios else "not timed"
+        print(f"{name:14} {times}, {ratio}, operations {counted:.3f}", flush=True)
+        if arguments.record and ratios:
             record([speed(arguments, name, median(ratios))])
 
 
@@ -102,7 +112,61 @@ def trainer_of(case: dict[str, Any], backbone: Backbone, rewards: RewardBank, ba
     backbone.reset()
     trainer = find(case["trainer"])
     settings = build(trainer.Config, sized(case["settings"], batch_size), str(PASSES))
-    return trainer(settings, backbone, rewards if case.get("rewards") else RewardBank([], {}), World())
+    made = trainer(settings, backbone, rewards if case.get("rewards") else RewardBank([], {}), World())
+    made.roles.draws = EveryStep(0)
+    return made
+
+
+class EveryStep(Draws):
+    """The run's randomness, but whole numbers below a bound come in turn: no round has more passes than another."""
+
+    turn = 0
+
+    def index(self, count: int) -> int:
+        """Return the next of 0, 1, ..., count - 1, 0, ..."""
+        self.turn += 1
+        return (self.turn - 1) % count
+
+
+def keep_prompts(backbone: Backbone, rewards: RewardBank, prompts: Sequence[Prompt]) -> None:
+    """Let the backbone and the rewards' text towers read each prompt, which they do once in a run."""
+    backbone.encode([prompt.text for prompt in prompts])
+    pictures = torch.zeros(1, 3, 64, 64, device=backbone.device)
+    with torch.no_grad():
+        for prompt in prompts:
+            rewards.score(pictures, [prompt])
+
+
+@dataclass(frozen=True)
+class Call:
+    """A bare call, and how often an iteration makes it."""
+
+    count: float
+    call: Callable[[int], Any]
+
+
+def bare_calls(
+    case: dict[str, Any], batch_size: int, backbone: Backbone, rewards: RewardBank, prompts: Sequence[Prompt]
+) -> list[Call]:
+    """Return the bare calls of a case's `passes`: each a number of them on the whole batch, or { calls, batch }."""
+    calls = []
+    for kind, stated in case["passes"].items():
+        count, rows = (stated["calls"], stated["batch"]) if isinstance(stated, dict) else (stated, "B")
+        calls.append(Call(count, Bare(backbone, rewards, prompts[: sized(rows, batch_size)]).of(kind)))
+    return calls
+
+
+def operations_ratio(step: Callable[[int], Any], calls: Sequence[Call], iterations: int) -> float:
+    """Return the operations of a step over those of its necessary passes: 1 where it computes nothing else."""
+    return flops(step, iterations) / sum(call.count * flops(call.call, 1) for call in calls)
+
+
+def flops(call: Callable[[int], Any], count: int) -> float:
+    """Return the floating-point operations of one call in matrix products and convolutions, the mean of `count`."""
+    with FlopCounterMode(display=False) as counter:
+        for number in range(count):
+            call(number)
+    return counter.get_total_flops() / count
 
 
 def sized(value: Any, batch_size: int) -> Any:
@@ -126,7 +190,11 @@ class Bare:
         self.backbone, self.rewards, self.prompts = backbone, rewards, list(prompts)
         self.encoded = backbone.encode([prompt.text for prompt in prompts])
         self.x = torch.randn(len(prompts), *backbone.latent_shape, device=backbone.device)
-        self.perceptual = load_perceptual("micro_perceptual", backbone.device)
+
+    @cached_property
+    def perceptual(self) -> PerceptualDistance:
+        """The distance of dmd_lpips."""
+        return load_perceptual("micro_perceptual", self.backbone.device)
 
     def of(self, kind: str) -> Callable[[int], Any]:
         """Return the call that a key of passes.toml names: a role and what it does, or one of the calls below."""
