@@ -17,13 +17,14 @@ import torch
 from PIL import Image
 from torch import Tensor
 
-from metrics.base import UserError, available, nearest
+from metrics.base import Prompt, UserError, available, nearest
 from metrics.commands import deferred, guarded, parsed
 from metrics.encoders.qwen2_vl import Patches, SmartPatches
 from metrics.images import to_tensor
 from metrics.preprocessing import CLIP_STD, Preprocessing, Resized
 
 SIZES = ((100, 100), (256, 256), (512, 512), (1024, 1024), (768, 1344), (640, 320), (224, 224))  # H, W
+PROMPT = Prompt(text="a photo", metadata={"class": 0})
 PROFILES: dict[str, Preprocessing] = {
     "shorter side to 224, crop": Resized(size=(224, 224), crop_offset="floor"),
     "both sides to 378": Resized(size=(378, 378), resize="squash"),
@@ -57,7 +58,7 @@ def _values(prepared: Tensor | Patches) -> Tensor:
     return values.reshape(len(values), 3, -1)
 
 
-def score_gap(identity: str, pictures: Sequence[Image.Image], prompt: str = "a photo") -> Tensor:
+def score_gap(identity: str, pictures: Sequence[Image.Image], prompt: Prompt = PROMPT) -> Tensor:
     """Return |reward - score| [N] of each picture. Raises UserError where weights are missing."""
     from metrics.loaded import LoadedMetric
 

@@ -25,7 +25,7 @@ from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal
 
-from metrics.base import UserError, available, make, nearest
+from metrics.base import Prompt, UserError, available, make, nearest
 from metrics.commands import deferred, guarded, parsed, print_table
 from metrics.weights import Entry, ManifestWeights, WeightFile, Weights, manifest
 from metrics.weights.files import read_json, user_cache, write_json
@@ -33,7 +33,7 @@ from metrics.weights.files import read_json, user_cache, write_json
 if TYPE_CHECKING:
     from rich.table import Table
 
-PROMPT = "a photo of a cat"
+PROMPT = Prompt(text="a photo of a cat", metadata={"class": 281})  # ImageNet's number, for what asks for a class
 LOGIT_SCALES = (10.0, 110.0)  # of a trained CLIP: it starts at 14, and training as published stops it at 100
 
 
