@@ -117,7 +117,6 @@ class FewStepScheduler(SchedulerMixin, ConfigMixin):
     Set `generators` before every pipeline call: the pipelines do not hand theirs to `step`."""
 
     order = 1
-    init_noise_sigma = 1.0
 
     @register_to_config
     def __init__(self, num_train_timesteps: int = 1000) -> None:
@@ -135,6 +134,11 @@ class FewStepScheduler(SchedulerMixin, ConfigMixin):
         scheduler = cls(num_train_timesteps=settings.get("num_train_timesteps", 1000))
         scheduler.protocol, scheduler._path = protocol, VpPath.of(settings)
         return scheduler
+
+    @property
+    def init_noise_sigma(self) -> float:
+        """The factor of unit noise that pipelines begin with: a VP model is shown unit noise, whatever the level."""
+        return self._path.noise_scale(sigma_grid(self.protocol)[0]) if self._path else 1.0
 
     def set_timesteps(
         self,

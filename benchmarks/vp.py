@@ -10,6 +10,9 @@ Source: Ho et al. 2020, arXiv:2006.11239, Eq. 4; v_prediction: Salimans and Ho 2
 The noisiest timestep T - 1 still holds a little signal (SDXL: a = 0.068), while sampling starts from pure noise
 (Lin et al. 2023, arXiv:2305.08891). So flow level 1 is timestep T - 1 asked about pure noise, as DMD2's authors' code
 does; between that timestep's own level (SDXL: 0.936) and 1 the model is asked at T - 1 too, with its a and b.
+A sampler may begin at a lower level: one-step SDXL students of DMD2 and DMDR are shown pure noise at timestep 399
+(level 0.537), and x0 is read with that timestep's a and b. The flow sample of which a network is shown unit noise
+at level t is n z.
 Dividing by a amplifies rounding (1 / a is about 14.6 at t = 999): pass float32 or float64.
 Axes: B samples, then any latent axes; a, b and t are floats or [B, 1, ...] tensors.
 """
@@ -90,6 +93,10 @@ class VpPath:
         t = torch.as_tensor(t, dtype=torch.float64)
         borders = ((self._levels[1:] + self._levels[:-1]) / 2).to(t.device)
         return torch.bucketize(t, borders)
+
+    def noise_scale(self, t: float) -> float:
+        """Return the factor of unit noise z whose `model_input` at level t is z; 1 at level 1."""
+        return float(_norm(t))
 
     def model_input(self, x: Tensor, t: Level) -> Tensor:
         """Return what the network is shown for a flow sample x [B, ...] at level t: unit variance at every level."""

@@ -17,6 +17,7 @@ from torch import Tensor, nn
 
 from benchmarks.config import config
 from benchmarks.protocol import Protocol as SamplingProtocol
+from benchmarks.samplers import sigma_grid
 from metrics.base import Prompt, Registry, UserError
 from trainers.backbones.base import Backbone
 from trainers.draws import Draws
@@ -168,6 +169,14 @@ class Roles:
     def noise(self, count: int) -> Tensor:
         """Return unit Gaussian latents [count, ...]."""
         return self.draws.normal((count, *self.backbone.latent_shape), self.backbone.device)
+
+    def noise_scale(self, protocol: SamplingProtocol) -> float:
+        """Return the factor of unit noise that a protocol's sampler begins with."""
+        return self.backbone.noise_scale(sigma_grid(protocol)[0])
+
+    def start(self, count: int, protocol: SamplingProtocol) -> Tensor:
+        """Return what a protocol's sampler begins with, for `count` images [count, ...]."""
+        return self.noise_scale(protocol) * self.noise(count)
 
     def state_dict(self) -> dict[str, Any]:
         """Return weights, optimisers, EMA and generator states."""

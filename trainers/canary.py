@@ -86,4 +86,5 @@ class Canary:
 
         members: list[Prompt] = [self.prompts[row] for row in rows]
         student = trainer.roles.networks(members, guidance_scale=1.0).student
-        return backbone.decode(rollout(student, noise(0), trainer.protocol(), noise)[-1].x_next)
+        x = trainer.roles.noise_scale(trainer.protocol()) * noise(0)
+        return backbone.decode(rollout(student, x, trainer.protocol(), noise)[-1].x_next)

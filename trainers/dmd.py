@@ -83,27 +83,36 @@ def fake_score_loss(x0: Tensor, fake_score: Velocity, t: Tensor, eps: Tensor, of
     return ((error if of == "velocity" else (1 - t) * error) ** 2).mean()
 
 
-def last_step_x0(student: Velocity, x: Tensor, protocol: Protocol, draws: Draws, grad: bool) -> Tensor:
-    """Return x0 predicted at a random step k ~ U{1..K}, reached by the student itself (backward simulation)."""
+def last_step_x0(
+    student: Velocity, z: Tensor, protocol: Protocol, draws: Draws, grad: bool, scale: float = 1.0
+) -> Tensor:
+    """Return x0 predicted at a random step k ~ U{1..K}, reached by the student itself (backward simulation).
+
+    scale, here and below: the factor of unit noise z that the sampler begins with."""
     k = 1 + draws.index(protocol.num_inference_steps)
-    steps = rollout(student, x, protocol, lambda _: draws.normal_like(x), last=k, grad={k} if grad else ())
+    steps = rollout(student, scale * z, protocol, lambda _: draws.normal_like(z), last=k, grad={k} if grad else ())
     return steps[-1].x0
 
 
-def renoised_rollout_x0(student: Velocity, x: Tensor, protocol: Protocol, draws: Draws, grad: bool) -> Tensor:
+def renoised_rollout_x0(
+    student: Velocity, z: Tensor, protocol: Protocol, draws: Draws, grad: bool, scale: float = 1.0
+) -> Tensor:
     """Return x0 predicted from a whole rollout's x0-predictions noised afresh, each sample to a random grid level."""
-    simulated = renoised_rollout(student, x, protocol, draws)
+    simulated = renoised_rollout(student, z, protocol, draws, scale=scale)
     with torch.set_grad_enabled(grad):
         return simulated.predict(student)
 
 
-def full_rollout_x0(student: Velocity, x: Tensor, protocol: Protocol, draws: Draws, grad: bool) -> Tensor:
+def full_rollout_x0(
+    student: Velocity, z: Tensor, protocol: Protocol, draws: Draws, grad: bool, scale: float = 1.0
+) -> Tensor:
     """Return the end of a whole rollout, with the graph of all its steps chained."""
     with_graph = range(1, protocol.num_inference_steps + 1) if grad else ()
-    return rollout(student, x, protocol, lambda _: draws.normal_like(x), grad=with_graph, chain=True)[-1].x_next
+    steps = rollout(student, scale * z, protocol, lambda _: draws.normal_like(z), grad=with_graph, chain=True)
+    return steps[-1].x_next
 
 
-X0_SOURCES: dict[str, Callable[[Velocity, Tensor, Protocol, Draws, bool], Tensor]] = {
+X0_SOURCES: dict[str, Callable[[Velocity, Tensor, Protocol, Draws, bool, float], Tensor]] = {
     "last_step": last_step_x0,
     "renoised_rollout": renoised_rollout_x0,
     "full_rollout": full_rollout_x0,
@@ -190,8 +199,8 @@ class Dmd(RolesTrainer):
 
     def generate(self, networks: Networks, z: Tensor, grad: bool) -> Tensor:
         """Return the student's x0 [B, ...] of noise z, as `x0_source` says."""
-        source = X0_SOURCES[self.config.x0_source]
-        return source(networks.student, z, self._protocol, self.roles.draws, grad)
+        source, scale = X0_SOURCES[self.config.x0_source], self.roles.noise_scale(self._protocol)
+        return source(networks.student, z, self._protocol, self.roles.draws, grad, scale)
 
     def fake_score_losses(self, networks: Networks, x0: Tensor, prompts: Sequence[Prompt]) -> dict[str, Tensor]:
         """Return the terms of step 2, weighted, of samples x0 [B, ...] without graph; methods with more add them."""

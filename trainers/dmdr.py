@@ -149,7 +149,8 @@ class Dmdr(RolesTrainer):
 
     def _simulate(self, prompts: Sequence[Prompt]) -> Simulated:
         student, z = self.roles.velocity("student", prompts), self.roles.noise(len(prompts))
-        return renoised_rollout(student, z, self._protocol, self.roles.draws, self.config.simulation)
+        scale = self.roles.noise_scale(self._protocol)
+        return renoised_rollout(student, z, self._protocol, self.roles.draws, self.config.simulation, scale)
 
     def _update_fake_score(self, x0: Tensor, prompts: Sequence[Prompt], law: RenoiseLaw) -> Logs:
         fake_score = self.roles.networks(prompts, 1.0, fake_scale=self._fake_scale).fake_score
@@ -171,7 +172,8 @@ class Dmdr(RolesTrainer):
             losses |= {name: c.rl_weight * loss for name, loss in terms.items()}
             logs |= seen
         if c.dp_first_step.weight:
-            networks, z = self.roles.networks(prompts, c.guidance_scale), self.roles.noise(len(prompts))
+            networks = self.roles.networks(prompts, c.guidance_scale)
+            z = self.roles.start(len(prompts), self._protocol)
             loss = first_step_loss(networks, z, self._protocol, c.dp_first_step)
             losses["first_step_loss"] = c.dp_first_step.weight * loss
         return losses, logs

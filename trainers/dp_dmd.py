@@ -80,7 +80,7 @@ class DpDmd(RolesTrainer):
     def step(self, prompts: Sequence[Prompt], iteration: int) -> Logs:
         """Update the fake score R times, then the student once."""
         networks = self.roles.networks(prompts, self.config.guidance_scale)
-        z = self.roles.noise(len(prompts))
+        z = self.roles.start(len(prompts), self._protocol)
         due = (iteration + 1) % (self.config.fake_score_updates + 1) == 0
         logs = self._update_student(networks, z) if due else self._update_fake_score(networks, z)
         self.roles.student.average(iteration)

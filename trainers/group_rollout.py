@@ -43,7 +43,8 @@ def roll_out_groups(
     """Sample N images of each prompt by the student, all noise independent; steps in `grad` keep their graph."""
     members = repeat_members(prompts, group_size)
     student = roles.velocity("student", members)
-    steps = rollout(student, roles.noise(len(members)), protocol, lambda _: roles.noise(len(members)), grad=grad)
+    x = roles.start(len(members), protocol)
+    steps = rollout(student, x, protocol, lambda _: roles.noise(len(members)), grad=grad)
     with torch.no_grad():
         images = roles.backbone.decode(steps[-1].x_next)
         return GroupRollout(members, steps, rewards.score(images, members))

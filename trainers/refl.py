@@ -103,7 +103,7 @@ def refl_losses(
         scores |= srpo_scores(rewards, images, prompts, changed, c.srpo, roles)
     losses = {"rl_loss": c.weight * hinge_loss(scores, rewards, c.margin)}
     if c.regulariser == "self_pretrain":
-        reference, z = roles.velocity("reference", prompts), roles.noise(len(prompts))
+        reference, z = roles.velocity("reference", prompts), roles.start(len(prompts), protocol)
         loss = self_pretrain_loss(student, reference, z, protocol, roles.draws, c.regulariser_renoise)
         losses["regulariser_loss"] = c.regulariser_weight * loss
     return losses, reward_logs(scores, roles.gather)
@@ -112,7 +112,7 @@ def refl_losses(
 def self_pretrain_loss(
     student: Velocity, reference: Velocity, z: Tensor, protocol: Protocol, draws: Draws, law: RenoiseLaw
 ) -> Tensor:
-    """Return the student's flow-matching loss on what the reference makes of noise z [B, ...]."""
+    """Return the student's flow-matching loss on what the reference makes of z [B, ...], its sampler's start."""
     with torch.no_grad():
         x0 = rollout(reference, z, protocol, lambda _: draws.normal_like(z))[-1].x_next
     return fake_score_loss(x0, student, *law.draw(x0, draws))
@@ -162,7 +162,8 @@ class Refl(RolesTrainer):
         c, networks = self.config, self.roles.networks(prompts, guidance_scale=1.0)
         # 1. One call with a graph, on the student's own path
         z = self.roles.noise(len(prompts))
-        x0 = X0_SOURCES[c.x0_source](networks.student, z, self._protocol, self.roles.draws, True)
+        scale = self.roles.noise_scale(self._protocol)
+        x0 = X0_SOURCES[c.x0_source](networks.student, z, self._protocol, self.roles.draws, True, scale)
         # 2. Hinge on the rewards of the decoded images
         losses, logs = refl_losses(x0, networks.student, prompts, self._protocol, self.roles, self.rewards, c.refl)
         # 3. Descend

@@ -60,6 +60,10 @@ class Rehearsal:
         bare = role == "teacher" and not fake_scale
         return self._remember(v, count, "teacher" if bare else "adapted", "graph")
 
+    def noise_scale(self, t: float) -> float:
+        """Return 1: no number here is that of a model."""
+        return 1.0
+
     def features(self, role: Role, x_t: Tensor, t: Level, prompts: Any) -> Tensor:
         """Return hidden tokens [B, L, D]."""
         hidden = self.velocity(role, x_t, t, prompts)

@@ -41,10 +41,17 @@ class Simulated:
 
 @torch.no_grad()
 def renoised_rollout(
-    student: Velocity, z: Tensor, protocol: Protocol, draws: Draws, simulation: Simulation = "predictions"
+    student: Velocity,
+    z: Tensor,
+    protocol: Protocol,
+    draws: Draws,
+    simulation: Simulation = "predictions",
+    scale: float = 1.0,
 ) -> Simulated:
-    """Run the student from noise z [B, ...] to the end and noise what it made to random levels of its own grid."""
-    steps = rollout(student, z, protocol, lambda _: draws.normal_like(z))
+    """Run the student from noise z [B, ...] to the end and noise what it made to random levels of its own grid.
+
+    scale: the factor of unit noise that the sampler begins with."""
+    steps = rollout(student, scale * z, protocol, lambda _: draws.normal_like(z))
     k_B = draws.rows(len(z), lambda n, own: torch.randint(len(steps), (n,), generator=own)).to(z.device)
     if simulation == "predictions":
         x0 = torch.stack([step.x0 for step in steps])[k_B, torch.arange(len(z), device=z.device)]
@@ -53,5 +60,5 @@ def renoised_rollout(
     like = (-1, *[1] * (z.ndim - 1))
     t = torch.tensor(sigma_grid(protocol), dtype=z.dtype, device=z.device)[k_B].view(like)
     eps = draws.normal_like(z)
-    x_t = torch.where((k_B == 0).view(like), eps, interpolate(x0, eps, t))
+    x_t = torch.where((k_B == 0).view(like), scale * eps, interpolate(x0, eps, t))
     return Simulated(steps[-1].x_next, x0, t, x_t)

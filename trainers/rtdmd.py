@@ -171,7 +171,8 @@ class Rtdmd(RolesTrainer):
         c = self.config.dp_first_step
         if not c.weight:
             return {}
-        return {"first_step_loss": c.weight * first_step_loss(networks, draws.normal_like(like), self._protocol, c)}
+        z = self.roles.noise_scale(self._protocol) * draws.normal_like(like)
+        return {"first_step_loss": c.weight * first_step_loss(networks, z, self._protocol, c)}
 
     @property
     def _subset_size(self) -> int:
@@ -196,7 +197,8 @@ class Rtdmd(RolesTrainer):
             texts, c.group_size, backbone.latent_shape, independent_PK, self.roles.draws, iteration, backbone.device
         )
         grad = trained if not c.microbatch else set()
-        steps = rollout(networks.student, noise(0), self._protocol, noise, grad=grad)
+        x = self.roles.noise_scale(self._protocol) * noise(0)
+        steps = rollout(networks.student, x, self._protocol, noise, grad=grad)
         return {step.k: step for step in steps if step.k in trained}
 
     def _with_graph(self, epoch: Epoch) -> Epoch:
@@ -228,7 +230,7 @@ class Rtdmd(RolesTrainer):
 
     def _random_step(self, networks: Networks, count: int, grad: bool) -> tuple[Tensor, float]:
         """Return (x_s, s) of a step k ~ U{1..K}, reached by the student itself."""
-        k, x = 1 + self.roles.draws.index(self._last), self.roles.noise(count)
+        k, x = 1 + self.roles.draws.index(self._last), self.roles.start(count, self._protocol)
         noise = self.roles.draws.normal_like
         steps = rollout(networks.student, x, self._protocol, lambda _: noise(x), last=k, grad={k} if grad else ())
         return self._anchor(steps[-1])

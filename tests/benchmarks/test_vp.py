@@ -125,6 +125,30 @@ def test_the_scheduler_shows_an_eps_model_its_own_input_and_timesteps() -> None:
     assert torch.allclose(shown, (a * x0 + b * noise).float(), atol=1e-4)  # unit variance at timestep 749
 
 
+def test_a_one_step_student_is_shown_unit_noise_at_the_timestep_of_its_level() -> None:
+    """DMD2's one-step SDXL: pure noise at timestep 399, x0 = (z - b eps_hat) / a with that timestep's a and b."""
+    path = path_of()
+    t = path.level(399)
+    assert t == pytest.approx(0.537161, abs=1e-6) and path.timestep(0.5372).item() == 399
+    protocol = Protocol(sampler="renoise", num_inference_steps=1, sigmas=(t,))
+    scheduler = FewStepScheduler.of(protocol, EulerDiscreteScheduler(**SDXL))
+    scheduler.set_timesteps(1)
+    assert scheduler.timesteps.tolist() == [399]
+    z, output = (x.float() for x in pair())
+    x = scheduler.init_noise_sigma * z  # as pipelines begin
+    a, b = path.alpha_bar[399].sqrt(), (1 - path.alpha_bar[399]).sqrt()
+    assert scheduler.init_noise_sigma == pytest.approx(float(1 / (a + b)), rel=1e-6)
+    assert torch.allclose(scheduler.scale_model_input(x, scheduler.timesteps[0]), z, atol=1e-6)
+    x0 = scheduler.step(output, scheduler.timesteps[0], x).prev_sample
+    assert torch.allclose(x0, ((z - b * output) / a).float(), atol=1e-5)
+
+
+def test_flow_models_begin_with_unit_noise_at_any_level() -> None:
+    protocol = Protocol(sampler="renoise", num_inference_steps=1, sigmas=(0.5,))
+    assert FewStepScheduler.of(protocol, FlowMatchEulerDiscreteScheduler()).init_noise_sigma == 1
+    assert path_of().noise_scale(1.0) == 1
+
+
 def test_a_guided_class_conditional_pipeline_gets_the_same_noise_in_both_halves() -> None:
     scheduler = FewStepScheduler.of(Protocol(sampler="renoise", num_inference_steps=2))
     scheduler.set_timesteps(2)

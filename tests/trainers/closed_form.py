@@ -85,6 +85,9 @@ class PointBackbone:
             return self._teacher(x_t - (1 - t) * self._mean, t) - self._mean
         return self.networks[role](x_t, t)
 
+    def noise_scale(self, t: float) -> float:
+        return 1.0
+
     def features(self, role: Role, x_t: Tensor, t: Level, prompts: int) -> Tensor:
         assert prompts == len(x_t)
         self.passes += len(x_t)

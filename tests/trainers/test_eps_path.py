@@ -1,5 +1,6 @@
 """Distillation of eps models end to end: the two-dimensional toys of the flow trainers, through the VP bridge."""
 
+from collections.abc import Callable
 from typing import Any
 
 import pytest
@@ -11,15 +12,18 @@ from benchmarks.vp import VpPath
 from metrics.base import Prompt
 from tests.trainers.closed_form import PointBackbone
 from trainers.backbones.base import Role
-from trainers.base import SamplerConfig, World
+from trainers.base import Roles, RolesTrainer, SamplerConfig, World
 from trainers.dmd import Dmd, DmdConfig, fake_score_loss
 from trainers.dmdr import Dmdr, DmdrConfig
 from trainers.dp_dmd import DpDmd, DpDmdConfig
-from trainers.dynamic import DynaRsConfig
+from trainers.dynamic import DynaDgConfig, DynaRsConfig
+from trainers.first_step import FirstStepConfig
 from trainers.flow import RenoiseLaw
+from trainers.group_rollout import roll_out_groups
 from trainers.learner import EmaConfig, OptimiserConfig
 from trainers.rewards import RewardBank
 from trainers.rollout import rollout
+from trainers.rtdmd import ColdStartConfig, Rtdmd, RtdmdConfig
 
 SDXL = {"beta_start": 0.00085, "beta_end": 0.012, "beta_schedule": "scaled_linear", "num_train_timesteps": 1000}
 
@@ -54,6 +58,9 @@ class EpsPointBackbone(PointBackbone):
             # like any teacher's copy it begins with x0 near the data: eps = x_t, and so x0 = (1 - b) / a x_t
             eps = seen + self.networks[role](seen, timestep / 1000)
         return self.path.velocity(eps, x_t, level)
+
+    def noise_scale(self, t: float) -> float:
+        return self.path.noise_scale(t)
 
 
 def test_the_fake_scores_loss_in_eps_is_the_unets_own() -> None:
@@ -99,6 +106,67 @@ def test_every_method_trains_its_fake_score_on_eps_where_it_is_asked_to(method: 
         prompts = [Prompt(text=str(n)) for n in range(one.prompts_per_step)]
         losses.append(one.step(prompts, 0)["fake_score_loss"])
     assert losses[1] == pytest.approx(losses[0] / 4, rel=2e-3) and losses[0] > 0.1
+
+
+class WatchedBackbone(EpsPointBackbone):
+    """Remembers (timestep, spread of the input) of every call of the student."""
+
+    def __init__(self) -> None:
+        super().__init__((1.0, -0.5), 0.5)
+        self.shown: list[tuple[int, float]] = []
+
+    def velocity(self, role: Role, x_t: Tensor, t: Level, *rest: Any, **options: Any) -> Tensor:
+        if role == "student":
+            level = torch.as_tensor(t).flatten()[0]
+            self.shown.append((int(self.path.timestep(level)), self.path.model_input(x_t, level).std().item()))
+        return super().velocity(role, x_t, t, *rest, **options)
+
+
+ONE_STEP = SamplerConfig(sampler="euler", num_inference_steps=1, sigmas=(0.5372,))
+STARTS: dict[str, Callable[[WatchedBackbone], RolesTrainer]] = {
+    source: lambda backbone, source=source: Dmd(  # type: ignore[misc]
+        DmdConfig(sampler=ONE_STEP, batch_size=512, fake_score_updates=1, x0_source=source),
+        backbone, RewardBank([], {}), World(),
+    )
+    for source in ("last_step", "renoised_rollout", "full_rollout")
+} | {
+    "dmdr": lambda backbone: Dmdr(
+        DmdrConfig(
+            sampler=ONE_STEP, batch_size=512, fake_score_updates=1, fake_scale=1.0, dynadg=DynaDgConfig(kind="off")
+        ),
+        backbone, RewardBank([], {}), World(),
+    ),
+    "dp_dmd": lambda backbone: DpDmd(
+        DpDmdConfig(
+            sampler=ONE_STEP, student_schedule="explicit_shift", batch_size=512, fake_score_updates=1,
+            detach_after_first=False, first_step=FirstStepConfig(weight=0.0),
+        ),
+        backbone, RewardBank([], {}), World(),
+    ),
+    "rtdmd": lambda backbone: Rtdmd(
+        RtdmdConfig(sampler=ONE_STEP, cold_start=ColdStartConfig(batch_size=512, fake_score_updates=1)),
+        backbone, RewardBank([], {}), World(),
+    ),
+}  # fmt: skip
+
+
+@pytest.mark.parametrize("method", STARTS)
+def test_a_one_step_student_is_trained_on_unit_noise_at_its_own_timestep(method: str) -> None:
+    torch.manual_seed(0)
+    backbone = WatchedBackbone()
+    trainer = STARTS[method](backbone)
+    for iteration in range(2):
+        trainer.step([Prompt(text=str(n)) for n in range(512)], iteration)  # type: ignore[attr-defined]
+    assert {timestep for timestep, _ in backbone.shown} == {399} and len(backbone.shown) >= 2
+    assert [spread for _, spread in backbone.shown] == pytest.approx([1.0] * len(backbone.shown), abs=0.1)
+
+
+def test_groups_of_a_one_step_student_begin_with_unit_noise() -> None:
+    backbone = WatchedBackbone()
+    roles = Roles(backbone, OptimiserConfig(), None, EmaConfig(), World())
+    protocol = ONE_STEP.protocol(backbone.protocol())
+    roll_out_groups(roles, RewardBank([], {}), [Prompt(text=str(n)) for n in range(64)], 8, protocol)
+    assert backbone.shown == [(399, pytest.approx(1.0, abs=0.1))]
 
 
 def test_an_eps_student_learns_an_eps_teachers_gaussian() -> None:

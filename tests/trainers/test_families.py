@@ -158,6 +158,24 @@ def test_students_are_benchmarked_as_they_are_trained(folders: dict[str, Path], 
         assert mine.std() > 0.01
 
 
+@pytest.mark.parametrize("family", ["sdxl", "sdxl-v"])
+def test_a_student_that_begins_at_timestep_399_is_benchmarked_as_it_is_trained(
+    folders: dict[str, Path], family: str
+) -> None:
+    backbone, pipe = backbone_of(folders, family), stock(folders[family])
+    z, level = noise(backbone), backbone._path.level(399)  # type: ignore[attr-defined]
+    protocol = replace(
+        backbone.protocol(), sampler="renoise", num_inference_steps=1, sigmas=(level,), guidance_scale=1.0
+    )
+    pipe.scheduler, seen = FewStepScheduler.of(protocol, pipe.scheduler), []
+    pipe.unet.register_forward_pre_hook(lambda _, inputs: seen.append(inputs))
+    theirs = drawn(pipe, protocol, family, z)
+    ((shown, timestep),) = (inputs[:2] for inputs in seen)
+    assert int(timestep) == 399 and torch.allclose(shown, z, atol=1e-5)
+    mine = ours(backbone, protocol, family, backbone.noise_scale(level) * z)
+    assert (mine - theirs).abs().max() <= 1e-4 and theirs.std() > 0.01
+
+
 @pytest.mark.parametrize("family", ["sdxl", "flux2", "z_image"])
 def test_rows_and_columns_of_a_wide_picture_are_the_pipelines(
     folders: dict[str, Path], tmp_path: Path, family: str

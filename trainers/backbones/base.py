@@ -91,6 +91,10 @@ class Backbone(Protocol):
         on it (None = 0). Raises UserError where it is given and the roles are no adapters."""
         ...
 
+    def noise_scale(self, t: float) -> float:
+        """Return the factor of unit noise that a sampler begins with at its first level t; 1 but for VP models."""
+        ...
+
     def features(self, role: Role, x_t: Tensor, t: Level, prompts: Any) -> Tensor:
         """Return hidden tokens [B, L, D] float32 of a role's network at level t, with graph; a pass like `velocity`.
 

@@ -148,6 +148,10 @@ class Family:
         unconditional, conditional = v.chunk(2)
         return guided(unconditional, conditional, guidance_scale)
 
+    def noise_scale(self, t: float) -> float:
+        """Return the factor of unit noise that a sampler begins with at its first level t."""
+        return 1.0
+
     def features(self, role: Role, x_t: Tensor, t: Level, prompts: Embeddings) -> Tensor:
         """Return hidden tokens [B, L, D] float32 of a role's network, with graph; a pass like `velocity`."""
         module, before = self.hidden(self._roles.network(role))

@@ -54,6 +54,10 @@ class Sdxl(Family):
         zeros = not self._protocol.negative_prompt and self.pipeline.config.force_zeros_for_empty_prompt
         return tuple(torch.zeros_like(row) for row in rows) if zeros else rows
 
+    def noise_scale(self, t: float) -> float:
+        """Return the factor of unit noise that a sampler begins with at level t: the UNet is shown unit noise."""
+        return self._path.noise_scale(t)
+
     def predict(self, network: Any, x_t: Tensor, t: Tensor, prompts: Embeddings) -> Tensor:
         """Return the velocity behind the UNet's eps or v_prediction."""
         tokens, pooled = prompts
