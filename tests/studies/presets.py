@@ -4,11 +4,12 @@
 
 Each stage of a preset runs three iterations on a shrunken random checkpoint of its family (tests/shrunken): once
 without a stop, once interrupted after the second iteration of every stage and started again. Both must leave the same
-checkpoints, log and student, and the student must have moved. What is shrunken: batches, groups, the number of pairs
-and R, so that the student is updated within three iterations; everything else is the preset's own. Rewards and LPIPS
-are stand-ins in closed form with the cards of the real metrics (so with or without a gradient, as they are), because
-no weights are at hand. Prints a Markdown table; exit code 1 where a preset fails. What has passed is kept in
-build/presets.json, under a digest of the preset and the trainers' sources: started again, only the rest is run.
+checkpoints, log and student, and the student must have moved. What is shrunken: batches, groups, the number of pairs,
+a discriminator's head, and R, so that the student is updated within three iterations; everything else is the preset's
+own. Rewards and LPIPS are stand-ins in closed form with the cards of the real metrics (so with or without a gradient,
+as they are), because no weights are at hand. Prints a Markdown table; exit code 1 where a preset fails. What has
+passed is kept in build/presets.json, under a digest of the preset and the trainers' sources: started again, only the
+rest is run.
 """
 
 import hashlib
@@ -129,6 +130,8 @@ def _small(table: Mapping[str, Any], place: Path) -> dict[str, Any]:
     for key, value in table.items():
         if isinstance(value, dict):
             small[key] = _small(value, place)
+        elif key == "head":
+            small[key] = "tokens"  # a shrunken UNet's middle is too small to be halved
         elif key == "folder":
             small[key] = str(place / "teacher-samples")
         else:

@@ -1,11 +1,14 @@
 """Presets: every row that the papers trained has one, and every one is a run."""
 
 import json
+import math
 from pathlib import Path
 
 import pytest
 
 from benchmarks.config import UserError
+from benchmarks.samplers import shifted
+from benchmarks.vp import VpPath
 from metrics.base import available as metrics_available
 from tests.studies.presets import faults, shrunken_run, stand_ins
 from trainers import presets as presets_module
@@ -16,14 +19,6 @@ from trainers.presets import PAGE, REPORTED, Preset, RowRef, find_preset, page, 
 from trainers.run import Arguments, chosen_run, main
 
 PRESETS = read_presets()
-# Rows of the papers' own training that have no preset, and what they wait for
-WITHOUT = {
-    ("dp-dmd", "1", "DMD-LPIPS"): "SDXL's row alone: its rates on a UNet are untried",
-    ("dp-dmd", "1", "DMD-GAN"): "SDXL's row alone: the GAN head's rates on a UNet are untried",
-    ("dmdr-v2", "6", "CFG=No, RL=Yes"): "a DINOv2 classifier as reward",
-    ("dmdr-v2", "6", "CFG=1.5, RL=Yes"): "a DINOv2 classifier as reward",
-    ("dmdr-v2", "6", "CFG=4, RL=Yes"): "a DINOv2 classifier as reward",
-}
 COMPARED = {"dp-dmd-table1": ("DMD", "DMD-LPIPS", "DMD-GAN"), "dmdr-v2-table1": ("Multi-Step RL",)}
 
 
@@ -54,8 +49,6 @@ def trained_rows() -> list[tuple[str, str, str, str, int]]:
 def test_every_row_that_the_papers_trained_has_a_preset() -> None:
     have = {(p.paper, row.table, row.row, row.group, row.nth) for p in PRESETS.values() for row in p.settings.rows}
     for paper, table, row, group, count in trained_rows():
-        if (paper, table, row) in WITHOUT:
-            continue
         for nth in range(1, count + 1):
             assert {(paper, table, row, group, nth), (paper, table, row, "", nth)} & have, (paper, table, row, nth)
 
@@ -65,6 +58,31 @@ def test_presets_differ_and_the_page_lists_them_all() -> None:
     assert len(set(runs)) == len(runs)
     assert PAGE.read_text(encoding="utf-8") == page(PRESETS)  # else: python -m trainers.presets
     assert all(f"`{name}`" in page(PRESETS) for name in PRESETS)
+
+
+def dmdr_levels(shift: float) -> list[float]:
+    """Return the authors' grid: even from 1 to 0.001, shifted, the end left out."""
+    return [shifted(1 - k / 4 * 0.999, shift) for k in range(4)]
+
+
+VP = VpPath.of({"beta_start": 0.00085, "beta_end": 0.012, "beta_schedule": "scaled_linear"})
+assert VP is not None
+STATED_LEVELS = {
+    "dmdr-v1-sd3m": dmdr_levels(3.0),
+    "dmdr-v1-sd35l": dmdr_levels(5.0),
+    "dmdr-v1-sdxl": [VP.level(t) for t in (999, 749, 499, 249)],
+    "dmdr-v1-sdxl-1step": [VP.level(399)],
+    "dmdr-v2-sdxl-1step": [VP.level(399)],
+    "dp-dmd-sdxl": [VP.level(t) for t in (999, 749, 499, 249)],
+    "rtdmd-flux2": [shifted(1 - k / 4, math.exp(2.0307)) for k in range(4)],
+}
+
+
+@pytest.mark.parametrize("name", STATED_LEVELS)
+def test_levels_of_presets_are_those_of_the_papers_grids(name: str) -> None:
+    run = PRESETS[name].build()
+    stated = run.trainer["sampler"]["sigmas"]
+    assert stated == pytest.approx(STATED_LEVELS[name], abs=1e-4)
 
 
 def test_a_preset_is_found_by_name_and_takes_overrides() -> None:
