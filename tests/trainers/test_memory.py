@@ -2,7 +2,9 @@
 
 import gc
 import warnings
+from collections.abc import Callable
 from pathlib import Path
+from typing import Any
 
 import pytest
 import torch
@@ -11,8 +13,10 @@ from torch import Tensor, nn
 from metrics.base import Prompt
 from tests.shrunken.families import make
 from trainers.backbones.base import Backbone, BackboneConfig, LoraConfig, load
+from trainers.backbones.family import roles_of
 from trainers.base import SamplerConfig, World
 from trainers.dmd import Dmd, DmdConfig
+from trainers.presets import read_presets
 from trainers.rewards import RewardBank
 
 CPU = torch.device("cpu")
@@ -73,3 +77,84 @@ def test_full_roles_are_seen_as_copies(tmp_path: Path) -> None:
     modules = [part for part in pipeline.components.values() if isinstance(part, nn.Module)]
     held = sum(storages([tensor for module in modules for tensor in weights(module)]).values())
     assert alive() - before - held == pytest.approx(2 * frozen, rel=0.05)
+
+
+def sd3(**settings: Any) -> nn.Module:
+    from diffusers import SD3Transformer2DModel
+
+    common = {"patch_size": 2, "in_channels": 16, "out_channels": 16, "attention_head_dim": 64, "sample_size": 128}
+    conditions = {"joint_attention_dim": 4096, "pooled_projection_dim": 2048}
+    return SD3Transformer2DModel(**common, **conditions, **settings)
+
+
+def sdxl() -> nn.Module:
+    from diffusers import UNet2DConditionModel
+
+    return UNet2DConditionModel(
+        sample_size=128, down_block_types=("DownBlock2D", "CrossAttnDownBlock2D", "CrossAttnDownBlock2D"),
+        up_block_types=("CrossAttnUpBlock2D", "CrossAttnUpBlock2D", "UpBlock2D"), block_out_channels=(320, 640, 1280),
+        attention_head_dim=(5, 10, 20), transformer_layers_per_block=(1, 2, 10), cross_attention_dim=2048,
+        use_linear_projection=True, addition_embed_type="text_time", addition_time_embed_dim=256,
+        projection_class_embeddings_input_dim=2816,
+    )  # fmt: skip
+
+
+def flux2_klein() -> nn.Module:
+    from diffusers import Flux2Transformer2DModel
+
+    return Flux2Transformer2DModel(
+        num_layers=5, num_single_layers=20, num_attention_heads=24, joint_attention_dim=7680, guidance_embeds=False
+    )
+
+
+def sit_xl() -> nn.Module:
+    from diffusers import DiTTransformer2DModel
+
+    return DiTTransformer2DModel(
+        num_attention_heads=16, attention_head_dim=72, in_channels=4, out_channels=8, num_layers=28, sample_size=32,
+        patch_size=2, num_embeds_ada_norm=1000,
+    )  # fmt: skip
+
+
+# The networks of the presets at their true sizes, by the folder that a preset names, and their billions of weights
+TRUE_SIZE: dict[str, tuple[Callable[[], nn.Module], float]] = {
+    "stable-diffusion-3-medium-diffusers": (
+        lambda: sd3(num_layers=24, num_attention_heads=24, caption_projection_dim=1536, pos_embed_max_size=192), 2.0,
+    ),
+    "stable-diffusion-3.5-medium": (
+        lambda: sd3(
+            num_layers=24, num_attention_heads=24, caption_projection_dim=1536, pos_embed_max_size=384,
+            qk_norm="rms_norm", dual_attention_layers=tuple(range(13)),
+        ), 2.2,
+    ),
+    "stable-diffusion-3.5-large": (
+        lambda: sd3(
+            num_layers=38, num_attention_heads=38, caption_projection_dim=2432, pos_embed_max_size=192,
+            qk_norm="rms_norm",
+        ), 8.1,
+    ),
+    "stable-diffusion-xl-base-1.0": (sdxl, 2.57),
+    "FLUX.2-klein-base-4B": (flux2_klein, 3.9),
+    "sit-xl-2-repa": (sit_xl, 0.75),  # 0.675 as published: diffusers' DiT has embeddings of its own in each block
+}  # fmt: skip
+BACKBONES = [preset.build().backbone for preset in read_presets().values()]
+ADAPTED = {  # by model: of several ranks the highest
+    Path(one.path).name: one for one in sorted(BACKBONES, key=lambda one: one.lora.rank) if one.training == "lora"
+}
+
+
+@pytest.mark.parametrize("settings", ADAPTED.values(), ids=ADAPTED.keys())
+def test_the_roles_of_every_preset_hold_at_most_1_2_base_models_at_true_size(settings: BackboneConfig) -> None:
+    """Base, student, fake score and reference; networks without contents (device "meta") have the true shapes."""
+    make_network, billions = TRUE_SIZE[Path(settings.path).name]
+    with torch.device("meta"):
+        network = make_network().requires_grad_(False)
+        base = sum(p.numel() * p.element_size() for p in network.parameters())
+        roles = roles_of(network, settings, torch.device("meta"))
+        roles.keep_reference()
+    assert base / 4e9 == pytest.approx(billions, rel=0.05)
+    assert sum(t.numel() * t.element_size() for t in roles.base_state().values()) >= base  # not one weight is lost
+    held = sum(p.numel() * p.element_size() for p in network.parameters())
+    trained = [sum(p.numel() for p in roles.parameters(role)) for role in ("student", "fake_score", "reference")]
+    assert held - base == 4 * sum(trained) > 0
+    assert held / base <= 1.2
