@@ -142,6 +142,14 @@ def write_run(folder: Path, method: str, run: RunConfig, spend: float = 1.0, **l
     """Write what a finished training leaves: log.jsonl, checkpoints, student/training.json."""
     passes, total, now, log, curves, stages = 0, 0, 1000.0, [], [], []
     claim_folder(folder, method, begun(run))
+
+    def measure(name: str, iteration: int) -> None:
+        point = {"micro_clip": 0.01 * total, "shapes_geneval": 0.5}
+        curves.append({"stage": name, "iteration": total, "passes": passes, **point})
+        canary = {f"canary/{key}": value for key, value in point.items()} | {"canary_std/micro_clip": 0.5}
+        log.append({"stage": name, "iteration": iteration, "passes": passes, **canary, "volatile": {"time": now}})
+
+    measure(next(iter(run.stages)), 0)
     for name, stage in run.stages.items():
         for iteration in range(1, 11):
             passes, total, now = passes + int(spend * stage.budget_passes) // 10, total + 1, now + 2.0
@@ -150,12 +158,10 @@ def write_run(folder: Path, method: str, run: RunConfig, spend: float = 1.0, **l
             line |= {key: of(iteration) for key, of in lines.items()}
             log.append(line | {"volatile": {"time": now}})
             if iteration % 5 == 0:
-                point = {"micro_clip": 0.01 * total, "shapes_geneval": 0.5}
-                curves.append({"stage": name, "iteration": total, "passes": passes, **point})
-                canary = {f"canary/{key}": value for key, value in point.items()} | {"canary_std/micro_clip": 0.5}
-                log.append(line | canary | {"volatile": {"time": now}})
+                measure(name, iteration)
         (folder / STATE).write_text("whole")
-        stage_state(folder, name).write_text("whole")
+        if name != list(run.stages)[-1]:
+            stage_state(folder, name).write_text("whole")
         stages.append(StageRecord(name=name, method=method, iterations=10, network_passes=stage.budget_passes))
     write_text(folder / LOG, "".join(json.dumps(line) + "\n" for line in log))
     (folder / "student").mkdir(exist_ok=True)

@@ -73,8 +73,9 @@ def test_different_prompts_are_refused(runs: Runs) -> None:
 def test_numbers_of_a_training(runs: Runs) -> None:
     run = finished(runs, "plain", 0, gradient_variance=lambda iteration: 2.0 * iteration)
     assert number("set:micro_recall", run) == 0.25
-    # canary at iterations 5, 10, 15, 20 with values .05 to .2, at 500, 1000, 1250 and 1500 passes
-    assert number("area:micro_clip", run) == pytest.approx((500 * 0.075 + 250 * 0.125 + 250 * 0.175) / 1000)
+    # canary at iterations 0, 5, 10, 15, 20 with values 0 to .2, at 0, 500, 1000, 1250 and 1500 passes
+    area = 500 * 0.025 + 500 * 0.075 + 250 * 0.125 + 250 * 0.175
+    assert number("area:micro_clip", run) == pytest.approx(area / 1500)
     assert number("area:shapes_geneval", run) == pytest.approx(0.5)
     assert number("roughness:micro_clip", run) == pytest.approx(0.05)
     assert number("roughness:shapes_geneval", run) == 0.0
@@ -94,8 +95,10 @@ def test_numbers_are_paired_by_seed(runs: Runs) -> None:
 
 def test_curves_hold_the_canary_and_the_spread_of_rewards(runs: Runs) -> None:
     run = finished(runs, "plain", 0)
-    assert curve(run, "micro_clip") == [(5, 0.05), (10, 0.1), (15, 0.15), (20, 0.2)]
-    assert [at for at, _ in curve(run, "micro_clip", "reinforce")] == [15, 20]
+    assert curve(run, "micro_clip") == [(0, 0.0), (5, 0.05), (10, 0.1), (15, 0.15), (20, 0.2)]
+    assert [at for at, _ in curve(run, "micro_clip", "reinforce")] == [10, 15, 20]  # from where the stage began
+    assert [at for at, _ in curve(run, "micro_clip", "cold_start")] == [0, 5, 10]
+    assert curve(run, "micro_clip", "another") == []
     assert (
         curve(run, "spread:micro_clip")[0] == (1, pytest.approx(0.11)) and len(curve(run, "spread:micro_clip")) == 10
     )
