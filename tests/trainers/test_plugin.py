@@ -12,15 +12,16 @@ import torch
 
 from benchmarks.config import UserError
 from benchmarks.models import read_training
+from leaderboards.schema import read_result
 from metrics import base as metrics_base
 from metrics.base import Prompt
 from tests.trainers.closed_form import PointBackbone
 from trainers import base as trainers_base
-from trainers import run as run_module
 from trainers.base import SamplerConfig, World, available, find
+from trainers.config import read_run
 from trainers.learner import EmaConfig, OptimiserConfig
 from trainers.rewards import RewardBank
-from trainers.run import Arguments, main
+from trainers.run import Arguments, main, train
 
 EXAMPLE = Path(__file__).resolve().parents[1] / "plugins" / "ode_regression"
 MODULE = "fewstep_ode_regression"
@@ -46,23 +47,41 @@ def test_entry_point_makes_it_known(monkeypatch: pytest.MonkeyPatch) -> None:
     assert "ode_regression" in available()
 
 
-@pytest.mark.usefixtures("installed")
-def test_trained_benchmarked_and_listed_like_a_built_in(
-    pipeline_folder: Path, prompt_file: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    calls: list[Any] = []
-    monkeypatch.setattr(run_module, "publish", lambda *arguments: calls.append(arguments))
-    changes = [
-        f"backbone.path={pipeline_folder}", "backbone.lora.rank=2", f"prompts.source={prompt_file}",
+def short(pipeline: Path, source: Path) -> tuple[str, ...]:
+    """Return what makes the example's run one of two iterations on a tiny model."""
+    return (
+        f"backbone.path={pipeline}", "backbone.lora.rank=2", f"prompts.source={source}",
         "trainer.batch_size=2", "trainer.teacher_steps=2", "stages.regress.iterations=2",
-    ]  # fmt: skip
-    command: dict[str, Any] = {"config": EXAMPLE / "micro.toml", "out": tmp_path / "run", "set": tuple(changes)}
+    )  # fmt: skip
+
+
+@pytest.mark.usefixtures("installed")
+def test_it_is_unknown_until_it_is_named_and_then_trained_like_a_built_in(
+    pipeline_folder: Path, prompt_file: Path, tmp_path: Path
+) -> None:
+    settings = short(pipeline_folder, prompt_file)
+    command: dict[str, Any] = {"config": EXAMPLE / "micro.toml", "out": tmp_path / "run", "set": settings}
     with pytest.raises(UserError, match="unknown trainer 'ode_regression'"):
         main(Arguments(method="ode_regression", **command))
-    main(Arguments(method="ode_regression", plugin=(MODULE,), **command))
+    main(Arguments(method="ode_regression", plugin=(MODULE,), benchmark=False, **command))
     record, _ = read_training(tmp_path / "run" / "student")
-    assert record.method == "ode_regression" and record.network_passes > 0
-    assert calls[0][:3] == (tmp_path / "run" / "student", "micro", "ode-regression-micro")
+    assert record is not None and record.method == "ode_regression" and record.network_passes > 0
+
+
+@pytest.mark.usefixtures("installed")
+def test_its_student_is_benchmarked_and_listed_like_a_built_ins(
+    pipeline_folder: Path, prompt_file: Path, tmp_path: Path
+) -> None:
+    suite, results = tmp_path / "few.toml", tmp_path / "board" / "results"
+    suite.write_text(f'[[tasks]]\nname = "few"\nprompts = "{prompt_file}"\nmetrics = ["micro_clip"]\n')
+    run = read_run(EXAMPLE / "micro.toml", [*short(pipeline_folder, prompt_file), f"benchmark={suite}"])
+    importlib.import_module(MODULE)
+    train("ode_regression", run, tmp_path / "run", board=results)
+    (path,) = results.rglob("ode-regression-micro.json")
+    result = read_result(path)
+    assert result.model.method == "ode_regression" and result.model.training is not None
+    assert result.tasks[0].metrics["micro_clip"].status == "ok"
+    assert "ode-regression-micro" in (tmp_path / "board" / "site" / "index.html").read_text(encoding="utf-8")
 
 
 @pytest.mark.usefixtures("installed")
