@@ -1,6 +1,7 @@
 """Rules of the tree that a reader relies on: which package may import which, how long a piece may grow."""
 
 import ast
+from itertools import combinations
 from pathlib import Path
 
 import pytest
@@ -59,3 +60,33 @@ def test_the_top_level_is_fixed() -> None:
     present = {path.name for path in ROOT.iterdir() if not path.name.startswith(".")}
     assert wanted | small <= present
     assert present - wanted - small - made == set()
+
+
+TRAINERS = {path: path.read_text(encoding="utf-8") for path in sorted((ROOT / "trainers").glob("*.py"))}
+METHODS = {path: text for path, text in TRAINERS.items() if "\n@register(" in text}
+
+
+def blocks(text: str, size: int) -> set[tuple[str, ...]]:
+    """Return every run of `size` statements that stand one after the other in a function's body or a branch of it."""
+    found: set[tuple[str, ...]] = set()
+    for function in ast.walk(ast.parse(text)):
+        if not isinstance(function, ast.FunctionDef):
+            continue
+        for node in ast.walk(function):
+            for body in (getattr(node, "body", None), getattr(node, "orelse", None)):
+                if isinstance(body, list):
+                    lines = [ast.unparse(one) for one in body if not isinstance(one, ast.Expr)]
+                    found |= {tuple(lines[n : n + size]) for n in range(len(lines) - size + 1)}
+    return found
+
+
+def test_a_method_is_a_file_of_at_most_250_lines() -> None:
+    assert len(METHODS) >= 10
+    assert {path.name: len(text.splitlines()) for path, text in METHODS.items() if text.count("\n") > 250} == {}
+
+
+def test_no_two_methods_repeat_a_piece_of_logic() -> None:
+    found = {path.name: blocks(text, 3) for path, text in METHODS.items()}
+    assert sum(map(len, found.values())) > 50
+    for one, other in combinations(found, 2):
+        assert found[one] & found[other] == set(), f"{one} and {other}: give what they share a place of its own"
