@@ -7,7 +7,7 @@ protocol() -> Protocol            how the student is meant to be sampled
 state_dict / load_state_dict      resume is bit-exact
 """
 
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
 from functools import partial
 from typing import Any, Literal, Protocol, TypeVar
@@ -126,7 +126,7 @@ class Roles:
             trained = [*backbone.parameters("fake_score"), *extra.get("fake_score", ())]
             self._fake_score = Learner(trained, fake_score, None, world.reduce)
         self.draws = Draws(world.seed, world.rank, world.processes)
-        self.gather = world.gather
+        self.gather, self._gather_list = world.gather, world.gather_list
         self._referenced = reference
         if reference:
             backbone.keep_reference()
@@ -177,6 +177,19 @@ class Roles:
     def start(self, count: int, protocol: SamplingProtocol) -> Tensor:
         """Return what a protocol's sampler begins with, for `count` images [count, ...]."""
         return self.noise_scale(protocol) * self.noise(count)
+
+    def batches(self, rows: Tensor, size: int) -> Iterator[tuple[Tensor, int]]:
+        """Give some images' rows by at most `size`, each time with the number of those that count.
+
+        A process with fewer batches than another goes along with a row that counts for nothing, not even among the
+        passes: the others wait for its gradients, and where the base is sharded for its part of every call."""
+        own = rows.split(size) if len(rows) else ()
+        most = max(self._gather_list([len(own)]))
+        yield from ((batch, len(batch)) for batch in own)
+        for _ in range(most - len(own)):
+            passes = self.backbone.passes
+            yield torch.zeros(1, dtype=torch.long), 0
+            self.backbone.passes = passes
 
     def state_dict(self) -> dict[str, Any]:
         """Return weights, optimisers, EMA and generator states."""

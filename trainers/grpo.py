@@ -83,9 +83,9 @@ class GrpoEpoch:
         cut = [part - self.first for part in self.everyone.nonzero().flatten().tensor_split(updates)]
         return [rows[(rows >= 0) & (rows < len(self.advantage_B))] for rows in cut]
 
-    def weight(self, rows: Tensor, updates: int) -> float:
-        """Return what makes the mean over `rows` this process's part of one update's mean over all kept images."""
-        return len(rows) * updates / (len(self.advantage_B) * self.share)
+    def weight(self, count: int, updates: int) -> float:
+        """Return what makes the mean over `count` images this process's part of an update's mean over all kept."""
+        return count * updates / (len(self.advantage_B) * self.share)
 
 
 def check_grpo(protocol: Protocol, rewards: RewardBank) -> None:
@@ -115,9 +115,7 @@ def collect(
 
 
 def grpo_loss(epoch: GrpoEpoch, rows: Tensor, protocol: Protocol, roles: Roles, c: GrpoTerm) -> Tensor:
-    """Return the mean loss over some images [rows] and all steps but the last; of no image, 0 with a graph."""
-    if not len(rows):  # other processes have some, and wait for this one's gradients
-        return 0.0 * epoch.rolled.steps[0].v.sum()
+    """Return the mean loss over some images [rows] and all steps but the last."""
     members = [epoch.rolled.members[row] for row in rows.tolist()]
     student = roles.velocity("student", members)
     reference = roles.velocity("reference", members) if c.kl_weight else None
@@ -194,8 +192,8 @@ class Grpo(RolesTrainer):
         logs = reward_logs(epoch.rolled.scores, self.world.gather) | {"kept": epoch.share, "rl_loss": 0.0}
         # 2. The clipped loss on each part; rho leaves 1 from the second update on
         for part in epoch.parts(updates) if epoch.share else ():
-            for rows in part.split(c.microbatch or max(1, len(part))) if len(part) else ():
-                loss = epoch.weight(rows, updates) * grpo_loss(epoch, rows, self._rollout, self.roles, c)
+            for rows, count in self.roles.batches(part, c.microbatch or max(1, len(part))):
+                loss = epoch.weight(count, updates) * grpo_loss(epoch, rows, self._rollout, self.roles, c)
                 loss.backward(inputs=self.roles.student.parameters)
                 logs["rl_loss"] += loss.item() / updates
             logs["student_norm"] = self.roles.student.update()

@@ -145,11 +145,11 @@ class TeacherSamples:
         self._z, self._x0 = torch.cat([self._z, z]), torch.cat([self._x0, _read(path)])
 
     def _teacher_samples(self, z: Tensor, texts: list[str]) -> Tensor:
-        if not texts:  # fewer prompts than processes
-            return z
-        prompts = self._backbone.encode(texts)
+        # Fewer prompts than processes: one that has none goes along, for a sharded teacher needs its part.
+        asked = torch.cat([z, z.new_zeros(int(not texts), *z.shape[1:])]).to(self._backbone.device)
+        prompts = self._backbone.encode(texts or [""])
         teacher = partial(self._backbone.velocity, "teacher", prompts=prompts, guidance_scale=self._guidance_scale)
-        return teacher_anchor(teacher, z.to(self._backbone.device), self._levels).cpu()
+        return teacher_anchor(teacher, asked, self._levels)[: len(texts)].cpu()
 
 
 class PictureLatents:

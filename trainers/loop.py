@@ -49,7 +49,7 @@ from trainers.rewards import load_rewards
 
 STUDENT = "student"
 PARTS = frozenset({"position", "passes", "prompts", "log_lines", "curves", "stages", "trainer"})  # of a checkpoint
-FREE = frozenset({"name", "benchmark", "export", "backbone.name"})  # settings that may change between two starts
+FREE = frozenset({"name", "benchmark", "export", "backbone.name", "backbone.sharded"})  # may change between starts
 
 
 class Paused(Exception):
@@ -162,9 +162,11 @@ class Loop:
         """Make the student the teacher of stage `name`, by way of a folder: the run may be resumed from there."""
         folder, passes = teacher_folder(self.folder, name), self.backbone.passes
         if self.accelerator.is_main_process:
-            with replaced_folder(folder) as new, previous.roles.student.averaged():
-                self.backbone.export(new, "merged", "float32")
+            with replaced_folder(folder) as new:
+                self._write_student(previous, new, "merged", "float32")
                 write_protocol(self.backbone.protocol(), new)
+        elif self.run.backbone.sharded:
+            self._write_student(previous, None, "merged", "float32")
         self.accelerator.wait_for_everyone()
         self.backbone = self._load_backbone(str(folder))
         self.backbone.passes = passes
@@ -225,7 +227,7 @@ class Loop:
         """Sample and score the canary with the weights that would be exported; it costs the budget nothing.
 
         Where a held-out metric has fallen too far, the position says that the stage is over."""
-        if self.accelerator.is_main_process:
+        if self.accelerator.is_main_process or self.run.backbone.sharded:  # of which every process has a part
             passes = self.backbone.passes
             with trainer.roles.student.averaged():
                 values, spreads = self._canary.measure(trainer)
@@ -304,12 +306,18 @@ class Loop:
                 stages=[StageRecord(**stage) for stage in self._stages],
             )
             with replaced_folder(folder) as new:
-                with trainer.roles.student.averaged():
-                    self.backbone.export(new, self.run.export.weights, self.run.export.dtype)
+                self._write_student(trainer, new, self.run.export.weights, self.run.export.dtype)
                 write_protocol(trainer.protocol(), new)
                 write_fingerprints(new, (prompt.text for prompt in self._prompts.prompts))
                 settings = self.run.backbone
                 told = {"base": settings.name or Path(settings.path).resolve().name} | record.model_dump(mode="json")
                 write_text(new / "training.json", json.dumps(told, indent=2, ensure_ascii=False) + "\n")
+        elif self.run.backbone.sharded:
+            self._write_student(trainer, None, self.run.export.weights, self.run.export.dtype)
         self.accelerator.wait_for_everyone()
         return folder
+
+    def _write_student(self, trainer: Trainer, folder: Path | None, weights: str, dtype: str) -> None:
+        """Write the averaged student; without a folder, lend the main process this one's part of the base."""
+        with trainer.roles.student.averaged():
+            self.backbone.export(folder, weights, dtype)

@@ -78,7 +78,7 @@ def plan_training(method: str, run: RunConfig, where: str) -> tuple[list[StagePl
     costs = count_image(model, run.backbone, protocol)
     classes = {name: find(stage.trainer or method) for name, stage in run.stages.items()}
     settings = stage_settings(run, {name: trainer.Config for name, trainer in classes.items()}, where)
-    held = {decodes: _held_bytes(model, run.backbone, decodes) for decodes in (False, True)}
+    held = {decodes: _held_bytes(model, run.backbone, run.processes or 1, decodes) for decodes in (False, True)}
     stages = [_plan_stage(name, classes[name], settings[name], run, protocol, costs, held) for name in run.stages]
     return stages, costs
 
@@ -148,17 +148,20 @@ def _own_folder(settings: Any) -> Iterator[Any]:
         yield replace(settings, teacher_samples=replace(settings.teacher_samples, folder=folder))
 
 
-def _held_bytes(model: Pipeline, settings: BackboneConfig, decodes: bool) -> int:
-    """Return the bytes of the frozen pipeline on the device."""
+def _held_bytes(model: Pipeline, settings: BackboneConfig, processes: int, decodes: bool) -> int:
+    """Return the bytes of the frozen pipeline on the device of one process."""
     width = dict.fromkeys(model.components, BYTES[settings.precision])
     if settings.storage == "bfloat16":
         width[model.files.denoiser.name] = 2
+    parts = dict.fromkeys(model.components, 1)
+    if settings.sharded:
+        parts[model.files.denoiser.name] = processes
     for name in width:
         if name.startswith("text_") and settings.offload_text_encoders:
             width[name] = 0
         if name == "vae" and settings.offload_autoencoder and not decodes:
             width[name] = 0
-    return sum(count * width[name] for name, count in model.components.items())
+    return sum(count * width[name] // parts[name] for name, count in model.components.items())
 
 
 def _trained_bytes(trainer: Trainer, backbone: Rehearsal, costs: ImageCosts, settings: BackboneConfig) -> int:

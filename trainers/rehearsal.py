@@ -97,7 +97,7 @@ class Rehearsal:
         """Return what no teacher has."""
         return "rehearsal"
 
-    def export(self, folder: Path, weights: str, dtype: str) -> None:
+    def export(self, folder: Path | None, weights: str, dtype: str) -> None:
         """Raise: there is nothing to write."""
         raise NotImplementedError("a rehearsal has no student")
 

@@ -139,9 +139,9 @@ class Rtdmd(RolesTrainer):
         draws = self.roles.draws.by_row(len(members), "student", iteration)
         epoch, kept = Epoch(members, steps, scores, advantage_B, subset_BK, draws), kept_B.nonzero().flatten().cpu()
         # 5. L = SubGRPO on S + AC-DMD on step k + direct reward gradient through step K, mean over all kept images
-        for rows in kept.split(c.microbatch or len(members)) if len(kept) else ():
+        for rows, count in self.roles.batches(kept, c.microbatch or len(members)):
             losses = self._losses(self._with_graph(epoch.rows(rows)), k_dm)
-            weight = len(rows) / len(members) / share
+            weight = count / len(members) / share
             (weight * torch.stack(list(losses.values())).sum()).backward()
             logs |= {name: logs.get(name, 0.0) + weight * loss.item() for name, loss in losses.items()}
         if share:

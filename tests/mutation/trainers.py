@@ -36,7 +36,11 @@ ROOT = Path(__file__).resolve().parents[2]
 TABLE = Path(__file__).with_name("trainers.toml")
 KNOWN = ROOT / "build" / "mutation" / "trainers.json"
 LAYERS = ("metrics", "leaderboards", "benchmarks", "trainers", "tests")  # none imports one to its right
-SHARED = ("tests/trainers/closed_form.py", "tests/trainers/conftest.py")  # what most test files stand on
+SHARED = (
+    "tests/trainers/closed_form.py",
+    "tests/trainers/conftest.py",
+    "tests/trainers/forked.py",
+)  # what most test files stand on
 LIMIT = 900.0  # seconds of a run; a mutation that makes the tests hang is noticed
 SURVIVED = "SURVIVED"
 

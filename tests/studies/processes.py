@@ -2,10 +2,11 @@
 
     python -m tests.studies.processes [--iterations 20]
 
-Trainings of a shrunken SD3 with one, two and three processes on one batch, and one of two processes that is killed
-and goes on with one and with three: weights after 20 iterations in float64 within 1e-8, the first gradients' norms in
-float32 within 1e-5, the same passes. Evaluations with one, two and three processes that share a run directory: the
-same bytes of pictures, rows and result. Prints a Markdown table; exit code 1 where a row fails.
+Trainings of a shrunken SD3 with one, two and three processes on one batch, also with a sharded base, and one of two
+processes that is killed and goes on with one and with three: weights after 20 iterations in float64 within 1e-8, the
+first gradients' norms in float32 within 1e-5, the same passes. Evaluations with one, two and three processes that
+share a run directory: the same bytes of pictures, rows and result. Prints a Markdown table; exit code 1 where a row
+fails.
 """
 
 import json
@@ -48,6 +49,7 @@ log_every = 1
 path = "{folder}/sd3"
 precision = "{precision}"
 lora = {{ rank = 2, alpha = 4 }}
+sharded = {sharded}
 [prompts]
 source = "{folder}/few.jsonl"
 {rewards}
@@ -103,11 +105,12 @@ def gradients(folder: Path) -> Iterator[Row]:
     """Compare the norms that the first iteration of a float32 training logs."""
     for count in COUNTS:
         train(folder, "rtdmd", f"first-{count}", count, 1, "float32")
+    train(folder, "rtdmd", "sharded-first-2", 2, 1, "float32", sharded=True)
     alone = norms(folder / "first-1")
-    for count in COUNTS[1:]:
-        found = norms(folder / f"first-{count}")
+    for run, count in (("first-2", 2), ("first-3", 3), ("sharded-first-2", 2)):
+        found, after = norms(folder / run), ", sharded base" if run.startswith("sharded") else ""
         worst = max(abs(found[name] - value) / value for name, value in alone.items())
-        yield "rtdmd, norms of the first gradients, float32", str(count), worst, 1e-5
+        yield f"rtdmd, norms of the first gradients, float32{after}", str(count), worst, 1e-5
 
 
 def norms(run: Path) -> dict[str, float]:
@@ -124,11 +127,13 @@ def trainings(folder: Path, iterations: int) -> Iterator[Row]:
     for count in (1, 3):
         shutil.copytree(folder / "killed", folder / f"resumed-{count}")
         train(folder, "dmd2", f"resumed-{count}", count, iterations, "float64")
-    alone = weights(folder / "whole-1")
-    for name in ("whole-2", "whole-3", "resumed-1", "resumed-3"):
+    for count in COUNTS[1:]:
+        train(folder, "dmd2", f"sharded-{count}", count, iterations, "float64", sharded=True)
+    alone, told = weights(folder / "whole-1"), {"resumed": ", begun with 2 and killed", "sharded": ", sharded base"}
+    for name in ("whole-2", "whole-3", "resumed-1", "resumed-3", "sharded-2", "sharded-3"):
         distance = float((weights(folder / name) - alone).norm() / alone.norm())
         kind, _, count = name.partition("-")
-        after = ", begun with 2 and killed" if kind == "resumed" else ""
+        after = told.get(kind, "")
         yield f"dmd2, weights after {iterations} iterations, float64{after}", count, distance, 1e-8
         yield "dmd2, network passes", count, abs(passes(folder / name) - passes(folder / "whole-1")), 0
 
@@ -155,22 +160,27 @@ def evaluations(folder: Path) -> Iterator[Row]:
         yield "files of an evaluation", str(count), len(differences(left_behind(folder / f"run-{count}"), alone)), 0
 
 
-def command(folder: Path, method: str, name: str, iterations: int, precision: str) -> list[str]:
+def command(
+    folder: Path, method: str, name: str, iterations: int, precision: str, sharded: bool = False
+) -> list[str]:
     """Return the module and its arguments of a training, its config written."""
     settings = SETTINGS[method].replace("{folder}", str(folder))
     rewards = REWARD if method == "rtdmd" else ""
     text = CONFIG.format(
-        folder=folder, precision=precision, rewards=rewards, iterations=iterations, settings=settings
-    )
-    config = folder / f"{method}-{precision}-{iterations}.toml"
+        folder=folder, precision=precision, rewards=rewards, iterations=iterations, settings=settings,
+        sharded=str(sharded).lower(),
+    )  # fmt: skip
+    config = folder / f"{name}.toml"
     config.write_text(text, encoding="utf-8")
     return ["trainers.run", method, "--config", str(config), "--out", str(folder / name)]
 
 
-def train(folder: Path, method: str, name: str, count: int, iterations: int, precision: str) -> None:
+def train(
+    folder: Path, method: str, name: str, count: int, iterations: int, precision: str, sharded: bool = False
+) -> None:
     """Train to the end with so many processes; what they draw of a teacher is their own."""
     shutil.rmtree(folder / "samples", ignore_errors=True)
-    torchrun(count, command(folder, method, name, iterations, precision))
+    torchrun(count, command(folder, method, name, iterations, precision, sharded))
 
 
 def torchrun(count: int, module: list[str]) -> None:

@@ -142,10 +142,10 @@ def test_the_last_step_is_not_trained_and_groups_without_contrast_are_dropped() 
 def test_weights_make_every_update_a_mean_over_the_kept_images() -> None:
     advantage = torch.tensor([1.0, -1.0, 0.0, 0.0, 2.0, -1.0, -1.0, 0.0])
     epoch = GrpoEpoch(None, advantage, everyone=advantage)  # type: ignore[arg-type]
-    assert epoch.kept.tolist() == [0, 1, 4, 5, 6] and epoch.weight(epoch.kept, 1) == pytest.approx(1)
-    assert sum(epoch.weight(rows, 1) for rows in epoch.kept.split(2)) == pytest.approx(1)
+    assert epoch.kept.tolist() == [0, 1, 4, 5, 6] and epoch.weight(5, 1) == pytest.approx(1)
+    assert sum(epoch.weight(len(rows), 1) for rows in epoch.kept.split(2)) == pytest.approx(1)
     assert [part.tolist() for part in epoch.parts(2)] == [[0, 1, 4], [5, 6]]
-    halves = [epoch.weight(part, 2) for part in epoch.parts(2)]
+    halves = [epoch.weight(len(part), 2) for part in epoch.parts(2)]
     assert halves == pytest.approx([6 / 5, 4 / 5])
 
 
@@ -154,7 +154,7 @@ def test_processes_put_an_image_into_the_update_that_one_process_would() -> None
     own = [GrpoEpoch(None, advantage[n : n + 4], advantage, first=n) for n in (0, 4)]  # type: ignore[arg-type]
     assert [[part.tolist() for part in one.parts(2)] for one in own] == [[[0, 1], []], [[0], [1, 2]]]
     for update, alone in enumerate((6 / 5, 4 / 5)):
-        together = [one.weight(one.parts(2)[update], 2) for one in own]
+        together = [one.weight(len(one.parts(2)[update]), 2) for one in own]
         assert sum(together) / 2 == pytest.approx(alone)  # processes' gradients are averaged
 
 

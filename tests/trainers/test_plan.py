@@ -111,6 +111,15 @@ def test_memory_of_weights_is_that_of_the_training(training: str, tmp_path: Path
     assert stage.bytes - graphs == pytest.approx(weights, rel=0.01)
 
 
+def test_a_sharded_base_counts_by_its_part(tmp_path: Path) -> None:
+    folder = make("sd3", tmp_path / "sd3")
+    run = replace(run_of(folder, "sd3", METHODS["dmd"]), processes=4)
+    (whole,), _ = plan_training("dmd", run, "x")
+    (part,), _ = plan_training("dmd", replace(run, backbone=replace(run.backbone, sharded=True)), "x")
+    base = sum(p.numel() for p in load(run.backbone, CPU)._roles.base_state().values())  # type: ignore[attr-defined]
+    assert whole.bytes - part.bytes == pytest.approx(0.75 * 4 * base, rel=0.02)
+
+
 def test_checkpointing_and_bfloat16_save_less(tmp_path: Path) -> None:
     folder = make("sd3", tmp_path / "sd3")
     bytes_of, again, narrow = {}, {"gradient_checkpointing": True}, {"precision": "bfloat16"}

@@ -1,29 +1,32 @@
 """Trainings by one, two and three processes (gloo, on the CPU): their number changes nothing but rounding."""
 
 import json
-import multiprocessing
 import os
 import shutil
 import signal
-import socket
 from collections.abc import Callable, Sequence
+from dataclasses import replace
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 
+import numpy as np
 import pytest
 import torch
-from accelerate.state import AcceleratorState, PartialState
+from safetensors.torch import load_file
 from torch import Tensor
 
 from benchmarks.config import build
-from metrics.base import Prompt, UserError
+from metrics.base import Batch, Prompt, UserError
 from tests.trainers.closed_form import ClosedFormMetric
+from tests.trainers.forked import forked
 from tests.trainers.test_loop import assert_same, log_lines
+from trainers import canary as canary_module
 from trainers import learner
 from trainers import loop as loop_module
 from trainers.base import World
 from trainers.checkpoint import begun_with
-from trainers.config import RunConfig
+from trainers.config import CanaryConfig, RunConfig
 from trainers.loop import Loop
 from trainers.rewards import RewardBank, RewardConfig
 
@@ -46,6 +49,19 @@ METHODS: dict[str, dict[str, Any]] = {
 }  # fmt: skip
 
 
+class Brightness:
+    """The canary's scorer: the mean of a picture, as a metric gives it."""
+
+    def __init__(self, names: Sequence[str], device: torch.device) -> None:
+        self.metrics = {"brightness": self}
+
+    def score(self, pictures: Sequence[Any], batch: Batch) -> dict[str, Any]:
+        return {"brightness": np.array([np.asarray(picture).mean() for picture in pictures])}
+
+    def summarise(self, rows: Any, prompts: Sequence[Prompt]) -> Any:
+        return SimpleNamespace(per_image_N=rows)
+
+
 class RednessOfMost(ClosedFormMetric):
     """Rewards no prompt that names blue: groups of such prompts have no contrast and are dropped."""
 
@@ -58,6 +74,7 @@ class RednessOfMost(ClosedFormMetric):
 def picky_reward(monkeypatch: pytest.MonkeyPatch) -> None:
     bank = RewardBank([RewardConfig(id="redness")], {"redness": RednessOfMost("redness", 0, True)})  # type: ignore[dict-item]
     monkeypatch.setattr(loop_module, "load_rewards", lambda settings, device: bank)
+    monkeypatch.setattr(canary_module, "Scorer", Brightness)
 
 
 Make = Callable[..., RunConfig]
@@ -71,13 +88,15 @@ def run_of(pipeline_folder: Path, tmp_path: Path) -> Make:
     source = tmp_path / "prompts.txt"
     source.write_text("\n".join(texts) + "\n")
 
-    def run(method: str, iterations: int, precision: str, processes: int = 6) -> RunConfig:
+    def run(method: str, iterations: int, precision: str, processes: int = 6, **backbone: Any) -> RunConfig:
         trainer = METHODS[method] | {"student": GENTLE | {"lr": 1e-3}}
         if "teacher_samples" in trainer:
             trainer["teacher_samples"] = PAIRS | {"folder": str(tmp_path / "samples")}
         table = {
             "name": "tiny", "device": "cpu", "processes": processes, "checkpoint_every": 2, "log_every": 1,
-            "backbone": {"path": str(pipeline_folder), "lora": {"rank": 2, "alpha": 4}, "precision": precision},
+            "backbone": {
+                "path": str(pipeline_folder), "lora": {"rank": 2, "alpha": 4}, "precision": precision, **backbone,
+            },
             "prompts": {"source": str(source)},
             "trainer": trainer, "stages": {"only": {"iterations": iterations}},
         }  # fmt: skip
@@ -90,16 +109,8 @@ def start(method: str, run: RunConfig, folder: Path, processes: int, die_at: int
     """Train in forked processes as a launcher starts them; each kills itself at an iteration. Return exit codes.
 
     The first gradients, brought together, are kept in the folder."""
-    with socket.socket() as free:
-        free.bind(("127.0.0.1", 0))
-        port = str(free.getsockname()[1])
 
     def work(rank: int) -> None:
-        torch.set_num_threads(1)
-        os.environ |= {"RANK": str(rank), "LOCAL_RANK": str(rank), "WORLD_SIZE": str(processes)}
-        os.environ |= {"MASTER_ADDR": "127.0.0.1", "MASTER_PORT": port}
-        AcceleratorState._reset_state(reset_partial_state=True)  # of the test process that was forked
-        PartialState._reset_state()
         loop = Loop({"rt_dm": "dmdr"}.get(method, method), run, folder)
         assert loop.accelerator.num_processes == processes
         step, taken = loop._step, []
@@ -115,14 +126,7 @@ def start(method: str, run: RunConfig, folder: Path, processes: int, die_at: int
             _keep_first_gradients(folder / "first.pt")
         loop.train()
 
-    started = [multiprocessing.get_context("fork").Process(target=work, args=(rank,)) for rank in range(processes)]
-    for process in started:
-        process.start()
-    for process in started:
-        process.join(timeout=240)
-        if process.is_alive():
-            process.kill()
-    return [process.exitcode for process in started]
+    return forked(processes, work)
 
 
 def _keep_first_gradients(path: Path) -> None:
@@ -208,6 +212,38 @@ def test_a_run_resumed_by_as_many_processes_ends_bit_for_bit_the_same(run_of: Ma
     # without a number in the config, a run goes on with the batch that it began with
     assert begun_with(tmp_path / "killed") == 2
     assert Loop("dmd2", run, tmp_path / "killed").run.processes == 2
+
+
+@pytest.mark.parametrize("method", ["rtdmd", "dmd2", "dmdr", "grpo"])
+def test_a_sharded_base_trains_to_what_one_process_does(method: str, run_of: Make, tmp_path: Path) -> None:
+    """With a canary, which every process must take part in, and a folder that only the main one writes."""
+    canary = {"prompts": str(tmp_path / "prompts.txt"), "limit": 3, "every": 2, "batch_size": 2}
+    found = {}
+    for count, sharded in ((1, False), (2, True)):
+        shutil.rmtree(tmp_path / "samples", ignore_errors=True)
+        run = replace(run_of(method, 4, "float64", sharded=sharded), canary=build(CanaryConfig, canary, "canary"))
+        assert start(method, run, tmp_path / str(count), count) == [0] * count
+        found[count] = load_file(tmp_path / str(count) / "student/transformer/diffusion_pytorch_model.safetensors")
+    alone, shared = tmp_path / "1", tmp_path / "2"
+    for theirs, expected in zip(first_gradients(shared), first_gradients(alone), strict=True):
+        assert distance(theirs, expected) <= 1e-8
+    assert distance(weights(shared), weights(alone)) <= 1e-8
+    assert logs_agree(shared, alone, rel=1e-5) and any("canary/brightness" in line for line in log_lines(alone))
+    assert found[1].keys() == found[2].keys()
+    assert all(torch.allclose(found[2][name], tensor, rtol=1e-3, atol=1e-6) for name, tensor in found[1].items())
+
+
+def test_a_sharded_run_that_was_killed_goes_on(run_of: Make, tmp_path: Path) -> None:
+    """Bit for bit on as many processes; on one, where nothing is sharded, and on three up to rounding."""
+    run = run_of("dmdr", 4, "float64", sharded=True)
+    assert start("dmdr", run, tmp_path / "whole", 2) == [0, 0]
+    assert set(start("dmdr", run, tmp_path / "killed", 2, die_at=3)) == {-signal.SIGKILL}
+    for count, sharded in ((1, False), (2, True), (3, True)):  # whether it is sharded may change, too
+        resumed = tmp_path / f"resumed-{count}"
+        shutil.copytree(tmp_path / "killed", resumed)
+        assert start("dmdr", run_of("dmdr", 4, "float64", sharded=sharded), resumed, count) == [0] * count
+        assert distance(weights(resumed), weights(tmp_path / "whole")) <= (0 if count == 2 else 1e-8)
+        assert logs_agree(resumed, tmp_path / "whole", rel=1e-5)
 
 
 def test_a_batch_that_cannot_be_shared_evenly_is_refused() -> None:

@@ -58,10 +58,13 @@ class BackboneConfig:
     offload_autoencoder: bool = False  # on the CPU while nothing is decoded and no graph needs it
     storage: Literal["float32", "bfloat16"] = "float32"  # of the frozen base; half the memory, of LoRA roles alone
     gradient_checkpointing: bool = False
+    sharded: bool = False  # the frozen base in equal parts on all processes (FSDP2), of LoRA roles alone
 
     def __post_init__(self) -> None:
         if self.storage == "bfloat16" and (self.training, self.precision) != ("lora", "bfloat16"):
             raise ValueError('storage = "bfloat16" needs training = "lora" and precision = "bfloat16"')
+        if self.sharded and self.training != "lora":
+            raise ValueError('sharded = true cuts up the frozen base of adapters: it needs training = "lora"')
 
 
 class Backbone(Protocol):
@@ -130,8 +133,11 @@ class Backbone(Protocol):
         """Return the sha256 of the frozen base weights as they are now in memory."""
         ...
 
-    def export(self, folder: Path, weights: str, dtype: str) -> None:
-        """Write the student as a folder for stock diffusers; see `trainers.config.ExportConfig`."""
+    def export(self, folder: Path | None, weights: str, dtype: str) -> None:
+        """Write the student as a folder for stock diffusers; see `trainers.config.ExportConfig`.
+
+        Where the base is sharded, all processes must call it, and those without a folder lend their parts. The same
+        holds of every other method that asks the networks or the base for something."""
         ...
 
 

@@ -39,7 +39,6 @@ def save_merged(
     network_class: Any,
     config: Mapping[str, Any],
     state: Mapping[str, Tensor],
-    dtype: str,
     denoiser: str = "transformer",
 ) -> None:
     """Write a whole pipeline folder: the base's files with the denoiser's weights replaced by `state`."""
@@ -47,7 +46,7 @@ def save_merged(
     config = {key: value for key, value in config.items() if key != "_name_or_path"}
     with torch.device("meta"):
         network = network_class.from_config(config)
-    network.load_state_dict({name: tensor.to(DTYPES[dtype]) for name, tensor in state.items()}, assign=True)
+    network.load_state_dict(dict(state), assign=True)
     shutil.copytree(base, folder, dirs_exist_ok=True, ignore=_only_pipeline_files(base, denoiser))
     network.save_pretrained(folder / denoiser)
 

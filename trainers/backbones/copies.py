@@ -3,6 +3,7 @@
 Memory grows by a model per role. The methods are those of `trainers.backbones.lora.AdapterRoles`."""
 
 import copy
+from collections.abc import Iterator
 from typing import Any
 
 from torch import Tensor, nn
@@ -42,6 +43,6 @@ class CopyRoles:
         """Return the frozen network's state."""
         return dict(self._networks["teacher"].state_dict())
 
-    def merged(self, role: Role) -> dict[str, Tensor]:
-        """Return a role's state."""
-        return dict(self._networks[role].state_dict())
+    def merged(self, role: Role) -> Iterator[tuple[str, Tensor]]:
+        """Give a role's state, name by name."""
+        yield from self._networks[role].state_dict().items()

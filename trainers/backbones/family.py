@@ -25,10 +25,11 @@ from benchmarks.config import UserError
 from benchmarks.protocol import Protocol
 from benchmarks.samplers import Level
 from trainers.backbones.base import BackboneConfig, Role
-from trainers.backbones.checkpoint import load_base, save_lora, save_merged
+from trainers.backbones.checkpoint import DTYPES, load_base, save_lora, save_merged
 from trainers.backbones.copies import CopyRoles
 from trainers.backbones.lora import AdapterRoles
 from trainers.backbones.recompute import attention, checkpointed
+from trainers.backbones.sharding import shard, whole
 from trainers.flow import guided
 
 ENCODED_AT_ONCE = 16  # prompts per call of the text encoders
@@ -45,8 +46,8 @@ class Family:
     def __init__(self, settings: BackboneConfig, device: torch.device) -> None:
         """Load the folder settings.path. Raises UserError where it is no folder of this family."""
         self.settings, self.device, self.passes = settings, device, 0
-        name = self.pipeline_class.__name__
-        self.pipeline, self._protocol = load_base(Path(settings.path), name, device, settings.resolution)
+        name, at_first = self.pipeline_class.__name__, torch.device("cpu") if settings.sharded else device
+        self.pipeline, self._protocol = load_base(Path(settings.path), name, at_first, settings.resolution)
         self._dtype = torch.float64 if settings.precision == "float64" else torch.float32
         for component in self.pipeline.components.values():
             if isinstance(component, nn.Module):
@@ -57,6 +58,12 @@ class Family:
             self.pipeline.vae.double()
         if settings.storage == "bfloat16":
             network.bfloat16()
+        self._network_class = type(network)
+        if settings.sharded:
+            for component in self.pipeline.components.values():
+                if isinstance(component, nn.Module) and component is not network:
+                    component.to(device)
+            shard(network, device, self.apart(network))
         if settings.offload_autoencoder:
             self.pipeline.vae.to("cpu")
         self._roles = roles_of(network, settings, device)
@@ -89,6 +96,10 @@ class Family:
     def hidden(self, network: Any) -> tuple[nn.Module, bool]:
         """Return the module whose hidden states `features` shows, and whether its input is meant, else its output."""
         return network.norm_out, True
+
+    def apart(self, network: Any) -> Sequence[nn.Module]:
+        """Return the modules within blocks that the network calls from outside their blocks as well."""
+        return ()
 
     def tokens(self, hidden: Tensor) -> Tensor:
         """Return the image tokens [B, L, D] of these hidden states."""
@@ -199,21 +210,27 @@ class Family:
         """Return the sha256 of the base weights, LoRA adapters left out."""
         digest = hashlib.sha256()
         for name, tensor in sorted(self._roles.base_state().items()):
-            digest.update(name.encode() + tensor.detach().float().cpu().contiguous().numpy().tobytes())
+            digest.update(name.encode() + whole(tensor).detach().float().cpu().contiguous().numpy().tobytes())
         return digest.hexdigest()
 
-    def export(self, folder: Path, weights: str, dtype: str) -> None:
+    def export(self, folder: Path | None, weights: str, dtype: str) -> None:
         """Write the student: "merged" a whole pipeline folder in `dtype`, "lora" the adapter with its base named.
 
-        Raises UserError where an adapter is asked for and there is none."""
-        base, network = Path(self.settings.path), getattr(self.pipeline, self.denoiser)
+        folder: None in the processes that only lend their part of a sharded base. Raises UserError where an adapter
+        is asked for and there is none."""
+        base = Path(self.settings.path)
         if weights == "lora":
             if not isinstance(self._roles, AdapterRoles):
                 raise UserError('export.weights = "lora" needs backbone.training = "lora"; use "merged"')
-            save_lora(base, folder, self._roles, self.pipeline_class, self.denoiser)
+            if folder:
+                save_lora(base, folder, self._roles, self.pipeline_class, self.denoiser)
             return
-        state = self._roles.base_state() | self._roles.merged("student")
-        save_merged(base, folder, type(network), network.config, state, dtype, self.denoiser)
+        state: dict[str, Tensor] = {}
+        for name, tensor in self._roles.merged("student"):
+            if folder:
+                state[name] = tensor.to("cpu", DTYPES[dtype])
+        if folder:
+            save_merged(base, folder, self._network_class, self.config, state, self.denoiser)
 
     def _call(self, role: Role, x_t: Tensor, t: Tensor, prompts: Embeddings, fake_scale: float | None) -> Tensor:
         network = self._roles.network(role, fake_scale)

@@ -19,6 +19,7 @@ from torch import Tensor, nn
 from benchmarks.config import UserError
 from trainers.backbones.base import LoraConfig, Role
 from trainers.backbones.recompute import checkpointed
+from trainers.backbones.sharding import whole
 
 ROLES: tuple[Role, ...] = ("student", "fake_score")  # those that are trained
 
@@ -82,19 +83,22 @@ class AdapterRoles:
                 layer.reset_lora_parameters(role, True)
 
     def base_state(self) -> dict[str, Tensor]:
-        """Return the frozen network's state under its own names, without adapters."""
+        """Return the frozen network's state under its own names, without adapters; sharded tensors as they are."""
         return dict(self._named_base())
 
-    def merged(self, role: Role) -> dict[str, Tensor]:
-        """Return W + (alpha / rank) B A of every adapted layer, float32, under the network's own names."""
+    def merged(self, role: Role) -> Iterator[tuple[str, Tensor]]:
+        """Give a role's state under the network's own names, tensor by tensor: one alone is whole at a time.
+
+        An adapted layer's weight is W + (alpha / rank) B A, float32."""
         self.network(role)  # puts the scale back to 1
         layers: dict[str, Any] = {
-            name: layer for name, layer in self._network.named_modules() if isinstance(layer, BaseTunerLayer)
+            f"{name}.weight": layer
+            for name, layer in self._network.named_modules()
+            if isinstance(layer, BaseTunerLayer)
         }
-        return {
-            f"{name}.weight": layer.get_base_layer().weight.detach().float() + layer.get_delta_weight(role).detach()
-            for name, layer in layers.items()
-        }
+        for name, tensor in self._named_base():
+            weight = whole(tensor)
+            yield name, weight.float() + layers[name].get_delta_weight(role).detach() if name in layers else weight
 
     def adapter_state(self, role: Role) -> dict[str, Tensor]:
         """Return the adapter in peft's naming."""

@@ -14,7 +14,7 @@ from typing import Any
 
 import torch
 from diffusers import DiTPipeline
-from torch import Tensor
+from torch import Tensor, nn
 
 from benchmarks.checkpoints import check_pipeline
 from benchmarks.config import UserError
@@ -47,6 +47,10 @@ class Sit(Family):
         classes = self.config.num_embeds_ada_norm
         named = iter(class_labels([p for p in prompts if p], self.pipeline.labels, classes))
         return [(torch.tensor(next(named) if p else classes, device=self.device),) for p in prompts]
+
+    def apart(self, network: Any) -> Sequence[nn.Module]:
+        """Return the first block's embedding of time and class: the network's end asks it again."""
+        return (network.transformer_blocks[0].norm1.emb,)
 
     def predict(self, network: Any, x_t: Tensor, t: Tensor, prompts: Embeddings) -> Tensor:
         """Return the velocity; a learned variance beside it plays no part."""
