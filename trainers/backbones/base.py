@@ -58,6 +58,7 @@ class BackboneConfig:
     offload_autoencoder: bool = False  # on the CPU while nothing is decoded and no graph needs it
     storage: Literal["float32", "bfloat16"] = "float32"  # of the frozen base; half the memory, of LoRA roles alone
     gradient_checkpointing: bool = False
+    compile: bool = False  # torch.compile of the network's blocks; needs a C++ compiler
     sharded: bool = False  # the frozen base in equal parts on all processes (FSDP2), of LoRA roles alone
 
     def __post_init__(self) -> None:
@@ -65,6 +66,8 @@ class BackboneConfig:
             raise ValueError('storage = "bfloat16" needs training = "lora" and precision = "bfloat16"')
         if self.sharded and self.training != "lora":
             raise ValueError('sharded = true cuts up the frozen base of adapters: it needs training = "lora"')
+        if self.sharded and self.compile:
+            raise ValueError("compile and sharded exclude each other: what gathers a block is not compiled")
 
 
 class Backbone(Protocol):

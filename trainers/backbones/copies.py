@@ -26,6 +26,10 @@ class CopyRoles:
             raise UserError('backbone.training = "full" has no adapter to scale: use "lora", or drop dynadg')
         return self._networks[role]
 
+    def networks(self) -> list[nn.Module]:
+        """Return every network there is."""
+        return list(self._networks.values())
+
     def keep_reference(self) -> None:
         """Make the role "reference" from the student's present weights."""
         self._networks["reference"] = copy.deepcopy(self._networks["student"]).requires_grad_(False)

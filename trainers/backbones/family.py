@@ -26,6 +26,7 @@ from benchmarks.protocol import Protocol
 from benchmarks.samplers import Level
 from trainers.backbones.base import BackboneConfig, Role
 from trainers.backbones.checkpoint import DTYPES, load_base, save_lora, save_merged
+from trainers.backbones.compilation import compile_blocks
 from trainers.backbones.copies import CopyRoles
 from trainers.backbones.lora import AdapterRoles
 from trainers.backbones.recompute import attention, checkpointed
@@ -67,6 +68,9 @@ class Family:
         if settings.offload_autoencoder:
             self.pipeline.vae.to("cpu")
         self._roles = roles_of(network, settings, device)
+        if settings.compile:
+            for role_network in self._roles.networks():
+                compile_blocks(role_network)
         self._cache: OrderedDict[str, Row] = OrderedDict()
         self.latent_shape = self.latents()
 

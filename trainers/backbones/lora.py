@@ -58,6 +58,10 @@ class AdapterRoles:
             self._switch(role, 1.0)
         return self._network
 
+    def networks(self) -> list[nn.Module]:
+        """Return the one network there is."""
+        return [self._network]
+
     def checkpointed(self) -> Callable[..., Any]:
         """Return what diffusers shall call for gradient checkpointing: blocks keep their adapter."""
         return checkpointed(next(self._network.parameters()).device, self._as_now)

@@ -32,6 +32,14 @@ def shard(network: nn.Module, device: torch.device, apart: Iterable[nn.Module] =
     network.to(device)
 
 
+def blocks(network: nn.Module) -> list[nn.Module]:
+    """Return the repeated parts of a diffusers network: of the classes it names as such, or what it lists."""
+    named = getattr(network, "_repeated_blocks", None) or getattr(network, "_no_split_modules", None)
+    if named:
+        return [module for module in network.modules() if type(module).__name__ in named]
+    return [block for part in network.children() if isinstance(part, nn.ModuleList) for block in part]
+
+
 def units(network: nn.Module, apart: Iterable[nn.Module] = ()) -> list[nn.Module]:
     """Return the modules that are gathered one at a time, the innermost first.
 
