@@ -42,6 +42,14 @@ def make_wide(folder: Path, seed: int = 0) -> Path:
     return _written(lambda: sd3(with_t5=False, wide=True), folder, seed, 512, {"max_sequence_length": 0}, **one_pass)
 
 
+def make_heavy(folder: Path, seed: int = 0) -> Path:
+    """Write a random SD3 of 27 million parameters: on a CPU, what is around its network counts for little."""
+    four_steps = {"num_inference_steps": 4, "guidance_scale": 1.0}
+    return _written(
+        lambda: sd3(with_t5=False, heavy=True), folder, seed, 128, {"max_sequence_length": 0}, **four_steps
+    )
+
+
 def _written(
     build: Callable[[], Any], folder: Path, seed: int, side: int, arguments: dict[str, Any], **protocol: Any
 ) -> Path:
@@ -56,8 +64,10 @@ def _written(
     return folder
 
 
-def sd3(with_t5: bool, wide: bool = False) -> StableDiffusion3Pipeline:
-    """SD3-M, SD3.5: two CLIP text encoders, T5 or none, a joint transformer. wide: a latent is 32 pixels a side."""
+def sd3(with_t5: bool, wide: bool = False, heavy: bool = False) -> StableDiffusion3Pipeline:
+    """SD3-M, SD3.5: two CLIP text encoders, T5 or none, a joint transformer. wide: a latent is 32 pixels a side.
+
+    heavy: 8 layers of width 320."""
     narrow = _clip_text(16)
     t5: Any = None
     if with_t5:
@@ -70,9 +80,10 @@ def sd3(with_t5: bool, wide: bool = False) -> StableDiffusion3Pipeline:
         )  # fmt: skip
     return StableDiffusion3Pipeline(
         transformer=SD3Transformer2DModel(
-            sample_size=4, patch_size=2, in_channels=16, out_channels=16, num_layers=2, attention_head_dim=16,
-            num_attention_heads=2, joint_attention_dim=32, caption_projection_dim=32, pooled_projection_dim=32,
-            pos_embed_max_size=16 if wide else 8, qk_norm="rms_norm", dual_attention_layers=(0,),
+            sample_size=4, patch_size=2, in_channels=16, out_channels=16, num_layers=8 if heavy else 2,
+            attention_head_dim=64 if heavy else 16, num_attention_heads=5 if heavy else 2, joint_attention_dim=32,
+            caption_projection_dim=320 if heavy else 32, pooled_projection_dim=32,
+            pos_embed_max_size=16 if wide or heavy else 8, qk_norm="rms_norm", dual_attention_layers=(0,),
         ),
         vae=_autoencoder(
             16, shift_factor=0.0609, scaling_factor=1.5305, quantised=False, widths=(4,) * 6 if wide else (8,) * 4
