@@ -1,6 +1,7 @@
 """Studies: claims of papers that were put to the test, and measured speed. Committed JSON, shown on the page.
 
-    leaderboards/studies/<name>.json    kind "claims" or "speed"; schema: leaderboards/studies.schema.json
+    leaderboards/studies/<name>.json    kind "claims", "speed" (ratios) or "measurements" (figures of one device);
+                                        schema: leaderboards/studies.schema.json
 
 A claim is about a difference of two arms. Its verdict is no opinion but follows from the 95 % interval [low, high]
 and from s, the smallest difference that would matter, both stated:
@@ -174,16 +175,50 @@ class Speeds(Strict):
     rows: Annotated[list[Speed], Field(min_length=1)]
 
 
-Study = Annotated[Claims | Speeds, Field(discriminator="kind")]
-_STUDY: TypeAdapter[Claims | Speeds] = TypeAdapter(Study)
+class Beside(Strict):
+    """A figure that stands beside a measured one: a paper's, or one taken in turns with it. No ratio is formed."""
+
+    value: Positive
+    what: str  # "Few-Step Joint RL and DMD, Time (second number)"
+    source: str  # file of leaderboards/reported, or "measured in the same run"
+    notes: str = ""
 
 
-def read_studies(folder: Path = STUDIES) -> Mapping[str, Claims | Speeds]:
+class Measured(Strict):
+    """One figure of one device, in a unit of its own."""
+
+    id: Id
+    what: str  # "dmdr-joint-sd3m: seconds per iteration, mean of a cycle"
+    value: Positive
+    unit: str
+    repetitions: Count
+    setting: str  # model, sizes; device
+    versions: dict[str, str]
+    beside: list[Beside] = Field(default_factory=list)
+
+
+class Measurements(Strict):
+    """Measured figures."""
+
+    schema_version: Literal[1] = 1
+    kind: Literal["measurements"] = "measurements"
+    title: str
+    about: str
+    command: str
+    rows: Annotated[list[Measured], Field(min_length=1)]
+
+
+AnyStudy = Claims | Speeds | Measurements
+Study = Annotated[AnyStudy, Field(discriminator="kind")]
+_STUDY: TypeAdapter[AnyStudy] = TypeAdapter(Study)
+
+
+def read_studies(folder: Path = STUDIES) -> Mapping[str, AnyStudy]:
     """Return every study of a folder by the name of its file. Raises ResultError naming file, key and fault."""
     return {path.stem: read_study(path) for path in sorted(folder.glob("*.json"))}
 
 
-def read_study(path: Path) -> Claims | Speeds:
+def read_study(path: Path) -> AnyStudy:
     """Read and validate one study. Raises ResultError."""
     try:
         if path.stat().st_size > MAX_FILE_BYTES:

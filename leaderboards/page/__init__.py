@@ -16,7 +16,7 @@ from leaderboards.page import data
 from leaderboards.papers import PaperTable
 from leaderboards.recipe import Recipe
 from leaderboards.store import Entry, file_stem
-from leaderboards.studies import Claims, Speeds
+from leaderboards.studies import AnyStudy
 from leaderboards.table import SuiteTable
 
 TEMPLATES = Path(__file__).parent / "templates"
@@ -61,7 +61,7 @@ def files(
     papers: Mapping[str, PaperTable],
     recipes: Mapping[str, Recipe],
     suites: Mapping[str, Sequence[Entry]],
-    studies: Mapping[str, Claims | Speeds],
+    studies: Mapping[str, AnyStudy],
     methods: Sequence[Method],
 ) -> Iterator[tuple[str, bytes]]:
     """Yield (path below data/, content) of every chunk, one at a time."""

@@ -30,7 +30,7 @@ from leaderboards.recipe import Recipe
 from leaderboards.schema import MetricResult
 from leaderboards.seen import Seen
 from leaderboards.store import Entry, file_stem
-from leaderboards.studies import Claims, Speeds
+from leaderboards.studies import AnyStudy
 from leaderboards.table import SuiteTable
 
 DIGITS = 6  # significant ones; a page never shows more
@@ -106,9 +106,9 @@ def papers(
     return found
 
 
-def studies(found: Mapping[str, Claims | Speeds]) -> Json:
+def studies(found: Mapping[str, AnyStudy]) -> Json:
     """Return the studies in the shape of their files, by kind; a verdict was checked when its file was read."""
-    told: dict[str, list[Json]] = {"claims": [], "speed": []}
+    told: dict[str, list[Json]] = {"claims": [], "speed": [], "measurements": []}
     for name, study in found.items():
         told[study.kind].append({"id": name, **study.model_dump(mode="json")})
     return told

@@ -75,6 +75,21 @@ def test_a_study_is_read_and_told_to_the_page(tmp_path: Path) -> None:
     assert read_studies(tmp_path / "none") == {}
 
 
+def test_measurements_are_told_with_what_stands_beside_them(tmp_path: Path) -> None:
+    beside = {"value": 1.21, "what": "a system, Time", "source": "dmdr-v2-table1"}
+    row = {
+        "id": "a", "what": "seconds of an iteration", "value": 2.5, "unit": "seconds", "repetitions": 3,
+        "setting": "a GPU", "versions": {"torch": "2"}, "beside": [beside],
+    }  # fmt: skip
+    told = {**HEAD, "kind": "measurements", "rows": [row]}
+    (tmp_path / "gpu.json").write_text(json.dumps(told))
+    (shown,) = data.studies(read_studies(tmp_path))["measurements"]
+    assert shown["id"] == "gpu" and shown["rows"][0]["beside"][0]["value"] == 1.21
+    (tmp_path / "gpu.json").write_text(json.dumps({**told, "rows": [{**row, "value": 0}]}))
+    with pytest.raises(ResultError, match=r"gpu.json: .*value"):
+        read_studies(tmp_path)
+
+
 @pytest.mark.parametrize(
     ("study", "changes", "told"),
     [

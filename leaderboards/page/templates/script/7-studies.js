@@ -57,8 +57,14 @@ fewstep.views.speed = {
   title: "Speed",
   everywhere: true,
   async show() {
-    const studies = (await fewstep.load("studies")).speed;
-    if (!studies.length) return [h("h2", {}, "Speed"), h("p", { class: "empty" }, "No measurement has been committed yet: leaderboards/studies/ holds none.")];
+    const { speed: studies, measurements = [] } = await fewstep.load("studies");
+    if (!studies.length && !measurements.length) return [h("h2", {}, "Speed"), h("p", { class: "empty" }, "No measurement has been committed yet: leaderboards/studies/ holds none.")];
+    const figures = measurements.map((study) => [studyHead(study),
+      scroll(study.title, h("table", {},
+        h("thead", {}, h("tr", {}, heading("What"), heading("Measured", "col", { class: "num" }), heading("Beside it"), heading("Repetitions", "col", { class: "num" }), heading("Setting"), heading("Versions"))),
+        h("tbody", {}, study.rows.map((r) => h("tr", {}, h("th", { scope: "row" }, r.what), h("td", { class: "num" }, `${Number(r.value.toPrecision(4))} ${r.unit}`),
+          h("td", {}, r.beside.length ? r.beside.map((b) => h("div", {}, `${Number(b.value.toPrecision(4))}: ${b.what} (${b.source})`, b.notes ? h("details", { class: "note" }, h("summary", {}, "note"), b.notes) : null)) : "–"),
+          h("td", { class: "num" }, r.repetitions), h("td", {}, r.setting), h("td", {}, Object.entries(r.versions).map((pair) => pair.join(" ")).join(", ")))))))]);
     return studies.map((study) => {
       const reach = Math.max(...study.rows.map((r) => Math.abs(Math.log2(r.ratio))), 1);
       return [studyHead(study),
@@ -68,6 +74,6 @@ fewstep.views.speed = {
             h("td", { class: `num ${r.wanted === null ? "" : r.ratio >= r.wanted ? "up" : "down"}` }, `${r.ratio.toFixed(2)} ${r.unit}`),
             h("td", {}, balance(Math.log2(r.ratio), r.low === null ? null : Math.log2(r.low), r.high === null ? null : Math.log2(r.high), reach)),
             h("td", { class: "num" }, r.low === null ? "–" : `${r.low.toFixed(2)} to ${r.high.toFixed(2)}`), h("td", { class: "num" }, r.wanted === null ? "–" : `≥ ${r.wanted}`), h("td", { class: "num" }, r.repetitions), h("td", {}, r.setting))))))];
-    });
+    }).concat(figures);
   },
 };
