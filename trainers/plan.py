@@ -174,7 +174,9 @@ def _trained_bytes(trainer: Trainer, backbone: Rehearsal, costs: ImageCosts, set
 
 def _graph_bytes(backbone: Rehearsal, costs: ImageCosts) -> int:
     of_network, of_decoder = costs.saved["graph"], costs.saved["decode_graph"]
-    return max((graphs * of_network + decoded * of_decoder for graphs, decoded in backbone.peaks), default=0)
+    most = backbone.settings.microbatch or max((max(peak) for peak in backbone.peaks), default=0)
+    alive = ((min(graphs, most), min(decoded, most)) for graphs, decoded in backbone.peaks)
+    return max((graphs * of_network + decoded * of_decoder for graphs, decoded in alive), default=0)
 
 
 def count_image(model: Pipeline, settings: BackboneConfig, protocol: Protocol) -> ImageCosts:
@@ -200,6 +202,9 @@ def count_image(model: Pipeline, settings: BackboneConfig, protocol: Protocol) -
     with FlopCounterMode(display=False) as counter:
         student(**inputs).sample.sum().backward()
     operations["graph"] = counter.get_total_flops()
+    if settings.microbatch:  # of which backward() runs every part once more
+        operations["graph"] += operations["adapted"]
+        operations["decode_graph"] += operations["decode"]
     trained = {role: sum(p.numel() for p in roles.parameters(role)) for role in ("student", "fake_score")}
     if settings.precision == "bfloat16":  # what autocast saves, as near as a network of that kind comes to it
         student, inputs = student.bfloat16(), _cast(inputs, torch.bfloat16)

@@ -74,7 +74,12 @@ def test_passes_and_operations_are_those_of_the_training(method: str, tmp_path: 
 
 @pytest.mark.parametrize(
     ("family", "changes"),
-    [("sdxl", {}), ("flux2", {"gradient_checkpointing": True}), ("sit", {"training": "full"})],
+    [
+        ("sdxl", {}),
+        ("sd3", {"microbatch": 1}),
+        ("flux2", {"gradient_checkpointing": True}),
+        ("sit", {"training": "full"}),
+    ],
 )
 def test_operations_of_other_families_are_counted_on_their_own_modules(
     family: str, changes: dict[str, Any], tmp_path: Path
@@ -109,6 +114,13 @@ def test_memory_of_weights_is_that_of_the_training(training: str, tmp_path: Path
     weights = 4 * sum(tensor.numel() for tensor in (*tensors, *frozen))
     graphs = 2 * costs.saved["graph"]  # two images of a batch, one update at a time, decoder unused
     assert stage.bytes - graphs == pytest.approx(weights, rel=0.01)
+
+
+def test_parts_of_a_batch_keep_the_graph_of_one(tmp_path: Path) -> None:
+    run = run_of(make("sd3", tmp_path / "sd3"), "sd3", METHODS["dmd"])
+    (whole,), costs = plan_training("dmd", run, "x")
+    (parts,), _ = plan_training("dmd", replace(run, backbone=replace(run.backbone, microbatch=1)), "x")
+    assert whole.bytes - parts.bytes == costs.saved["graph"]  # of two images
 
 
 def test_a_sharded_base_counts_by_its_part(tmp_path: Path) -> None:

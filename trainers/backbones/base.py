@@ -58,6 +58,9 @@ class BackboneConfig:
     offload_autoencoder: bool = False  # on the CPU while nothing is decoded and no graph needs it
     storage: Literal["float32", "bfloat16"] = "float32"  # of the frozen base; half the memory, of LoRA roles alone
     gradient_checkpointing: bool = False
+    # Images per call of network and decoder: a larger batch is gone through in parts, of which backward() runs each
+    # again, so that one part's graph alone is in memory. 0 = all at once.
+    microbatch: int = 0
     compile: bool = False  # torch.compile of the network's blocks; needs a C++ compiler
     sharded: bool = False  # the frozen base in equal parts on all processes (FSDP2), of LoRA roles alone
 
@@ -66,6 +69,13 @@ class BackboneConfig:
             raise ValueError('storage = "bfloat16" needs training = "lora" and precision = "bfloat16"')
         if self.sharded and self.training != "lora":
             raise ValueError('sharded = true cuts up the frozen base of adapters: it needs training = "lora"')
+        if self.microbatch < 0:
+            raise ValueError("microbatch must be at least 0")
+        if self.sharded and self.microbatch:
+            raise ValueError(
+                "sharded and microbatch exclude each other, for processes may have different numbers of parts: take "
+                "smaller batches, or the microbatch of [trainer] where the method has one"
+            )
         if self.sharded and self.compile:
             raise ValueError("compile and sharded exclude each other: what gathers a block is not compiled")
 

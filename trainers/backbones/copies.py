@@ -3,13 +3,14 @@
 Memory grows by a model per role. The methods are those of `trainers.backbones.lora.AdapterRoles`."""
 
 import copy
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from typing import Any
 
 from torch import Tensor, nn
 
 from benchmarks.config import UserError
 from trainers.backbones.base import Role
+from trainers.backbones.recompute import checkpointed
 
 
 class CopyRoles:
@@ -29,6 +30,10 @@ class CopyRoles:
     def networks(self) -> list[nn.Module]:
         """Return every network there is."""
         return list(self._networks.values())
+
+    def checkpointed(self) -> Callable[..., Any]:
+        """Return what runs a call again in backward()."""
+        return checkpointed(next(self._networks["teacher"].parameters()).device)
 
     def keep_reference(self) -> None:
         """Make the role "reference" from the student's present weights."""

@@ -14,7 +14,7 @@ Axes: B images, latents [B, *latent_shape], images [B, 3, H, W] in [0, 1].
 import contextlib
 import hashlib
 from collections import OrderedDict
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
 from typing import Any, ClassVar
 
@@ -29,7 +29,7 @@ from trainers.backbones.checkpoint import DTYPES, load_base, save_lora, save_mer
 from trainers.backbones.compilation import compile_blocks
 from trainers.backbones.copies import CopyRoles
 from trainers.backbones.lora import AdapterRoles
-from trainers.backbones.recompute import attention, checkpointed
+from trainers.backbones.recompute import attention, checkpointed, run_again
 from trainers.backbones.sharding import shard, whole
 from trainers.flow import guided
 
@@ -178,14 +178,19 @@ class Family:
         )
         with hook:
             self._call(role, x_t, self._levels(t, len(x_t)), prompts, None)
-        return self.tokens(seen[0]).to(self._dtype)
+        return self.tokens(torch.cat(seen)).to(self._dtype)
 
     def decode(self, latents: Tensor) -> Tensor:
         """Return images [B, 3, H, W] in [0, 1], float32, as metrics read them.
 
         Saturated pixels carry no gradient: on the screen nothing changes."""
-        with self._autocast(), self._autoencoder() as vae:
-            images = vae.decode(self.raw_latents(latents)).sample
+
+        def decoded(z: Tensor) -> Tensor:
+            with self._autoencoder() as vae:
+                return vae.decode(self.raw_latents(z)).sample
+
+        with self._autocast():
+            images = self._in_parts(decoded, run_again, latents)
         return (images.float() / 2 + 0.5).clamp(0, 1)
 
     @torch.no_grad()
@@ -239,8 +244,24 @@ class Family:
     def _call(self, role: Role, x_t: Tensor, t: Tensor, prompts: Embeddings, fake_scale: float | None) -> Tensor:
         network = self._roles.network(role, fake_scale)
         self.passes += len(x_t) * (2 if torch.is_grad_enabled() else 1)
+
+        def predicted(x_t: Tensor, t: Tensor, *prompts: Any) -> Tensor:
+            return self.predict(network, x_t, t, prompts)
+
         with self._autocast(), attention(self.device):
-            return self.predict(network, x_t.to(self._dtype), t, prompts).to(self._dtype)
+            return self._in_parts(predicted, self._roles.checkpointed(), x_t.to(self._dtype), t, *prompts).to(
+                self._dtype
+            )
+
+    def _in_parts(self, call: Callable[..., Tensor], again: Callable[..., Tensor], *rows: Any) -> Tensor:
+        """Return call(*rows) of B images, by `microbatch` of them; each of `rows` is a tensor [B, ...] or a list.
+
+        again(call, *part): the same, and once more in backward()."""
+        count, size = len(rows[0]), self.settings.microbatch
+        if not 0 < size < count:
+            return call(*rows)
+        parts = [[x[start : start + size] for x in rows] for start in range(0, count, size)]
+        return torch.cat([again(call, *part) if torch.is_grad_enabled() else call(*part) for part in parts])
 
     def _kept(self, x: Tensor) -> Tensor:
         return x.to(self._dtype, copy=True) if x.is_floating_point() else x.clone()
