@@ -75,12 +75,21 @@ def test_without_a_gpu_nothing_is_measured_and_it_says_so(
 
 @pytest.mark.parametrize("name", ["dmdr-joint-sd3m", "rtdmd-reinforce-sdxl"])
 def test_a_training_is_measured_by_iteration(name: str, place: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    """Two images an iteration, so that it takes seconds."""
+    """Four images an iteration, so that it takes seconds."""
+    measure, taken = gpu.iterations, list[float]()
+
+    def seen(*arguments: Any) -> tuple[list[float], int | None]:
+        seconds, peak = measure(*arguments)
+        taken.extend(seconds)
+        return seconds, peak
+
+    monkeypatch.setattr(gpu, "iterations", seen)
     monkeypatch.setattr(gpu, "BATCHES", (4,))
     case = replace(cases()[name], cycle=2)
     with gpu.random_rewards(place / "weights", small=True):
         rows = training(name, case, Arguments(folder=place, cycles=2, small=True), "cpu")
     assert [row.id for row in rows] == [f"{name}-seconds", f"{name}-update"]  # a CPU tells no peak
+    assert len(taken) == 2 * 2  # cycles of two iterations
     mean, update = (row.value for row in rows)
     assert 0 < mean <= update and "4 images an iteration" in rows[0].setting and "shrunken" in rows[0].setting
     assert [one.value for one in rows[1].beside] == ([1.21] if name.startswith("dmdr") else [])

@@ -65,6 +65,20 @@ def test_the_first_prompts_are_drawn_for_and_no_more_than_asked(tmp_path: Path) 
     assert passes == [4 * 40, 6 * 40, 6 * 40, 6 * 40, 6 * 40, 6 * 40]
 
 
+def test_a_process_without_a_prompt_asks_as_often_and_adds_nothing(tmp_path: Path) -> None:
+    """A sharded teacher needs all processes at every one of its calls."""
+    backbone, asked = PointBackbone(MEAN, SPREAD), list[int]()
+    source, velocity = samples(tmp_path, backbone, steps=7), backbone.velocity
+
+    def counted(role: Any, x_t: torch.Tensor, *rest: Any, **named: Any) -> torch.Tensor:
+        asked.append(len(x_t))
+        return velocity(role, x_t, *rest, **named)
+
+    backbone.velocity = counted  # type: ignore[method-assign]
+    assert source._teacher_samples(torch.zeros(0, 2), []).shape == (0, 2)
+    assert asked == [1] * 7
+
+
 def test_guided_samples_cost_two_passes_a_step(tmp_path: Path) -> None:
     backbone = PointBackbone(MEAN, SPREAD)
     drawn(samples(tmp_path, backbone, guidance_scale=4.0), Draws(0))
