@@ -30,7 +30,7 @@ def checkpointed(
 
     def call(block: Callable[..., Any], *args: Any) -> Any:
         again = _both(device, as_now())
-        return checkpoint(block.__call__, *args, use_reentrant=False, context_fn=lambda: (nullcontext(), again))
+        return checkpoint(block, *args, use_reentrant=False, context_fn=lambda: (nullcontext(), again))
 
     return call
 
