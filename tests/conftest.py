@@ -1,8 +1,13 @@
 """What all tests rely on."""
 
 import pytest
+from hypothesis import HealthCheck, settings
 
 from metrics.base import available
+
+# That a busy machine is slow is no fault of the code.
+settings.register_profile("patient", suppress_health_check=[HealthCheck.too_slow])
+settings.load_profile("patient")
 
 
 @pytest.fixture(scope="session", autouse=True)

@@ -121,7 +121,7 @@ def expected() -> dict[str, float]:
     }
 
 
-@settings(max_examples=12, deadline=None)
+@settings(max_examples=12)
 @given(
     block_size=st.integers(1, 22),
     order=st.randoms(use_true_random=False),

@@ -86,7 +86,7 @@ def test_no_interval_where_it_would_be_a_guess(values_PS: np.ndarray, categories
     assert found.low is None and found.high is None
 
 
-@settings(max_examples=25, deadline=None)
+@settings(max_examples=25)
 @given(data=st.data())
 def test_order_of_rows_changes_no_bit(data: st.DataObject) -> None:
     size = data.draw(st.integers(4, 40))
@@ -107,7 +107,7 @@ def test_means_are_exactly_rounded_in_any_order() -> None:
         assert estimate(values[order], ["a"] * 3, [""] * 3, "prompts").value == 1 / 3
 
 
-@settings(max_examples=25, deadline=None)
+@settings(max_examples=25)
 @given(st.floats(-100, 100), st.floats(0.01, 100), st.integers(0, 2**16))
 def test_estimate_follows_shift_and_scale(shift: float, scale: float, seed: int) -> None:
     values_PS = np.random.default_rng(seed).random((20, 2))

@@ -65,7 +65,7 @@ def test_shift_rotation_scale_and_swap() -> None:
     assert distance(b, a) == pytest.approx(before, rel=1e-9)
 
 
-@settings(max_examples=20, deadline=None)
+@settings(max_examples=20)
 @given(st.lists(st.integers(0, 300), max_size=7), st.sampled_from([0.0, 1e6]), st.integers(0, 1000))
 def test_any_cut_merges_to_the_whole(cuts: list[int], offset: float, seed: int) -> None:
     whole = np.random.default_rng(seed).normal(size=(300, 8)) + offset

@@ -20,7 +20,7 @@ def test_known_values_of_kid() -> None:
     assert kid(X, X) == pytest.approx(-2.375)
 
 
-@settings(max_examples=20, deadline=None)
+@settings(max_examples=20)
 @given(n=st.integers(2, 9), m=st.integers(2, 9), block=st.sampled_from([1, 5, 4096]), seed=st.integers(0, 99))
 def test_blocks_and_order_do_not_matter(n: int, m: int, block: int, seed: int) -> None:
     generator = np.random.default_rng(seed)

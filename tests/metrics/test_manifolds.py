@@ -26,7 +26,7 @@ def dense_radii(points: np.ndarray, k: int) -> np.ndarray:
     return np.sort(squares, axis=1)[:, k]
 
 
-@settings(max_examples=25, deadline=None)
+@settings(max_examples=25)
 @given(n=st.integers(5, 12), m=st.integers(5, 12), block=st.sampled_from([1, 3, 5, 4096]), seed=st.integers(0, 99))
 def test_blocks_order_and_swap(n: int, m: int, block: int, seed: int) -> None:
     generator = np.random.default_rng(seed)
