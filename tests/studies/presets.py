@@ -68,6 +68,9 @@ class StandIn:
     def __init__(self, identity: str) -> None:
         self.card = make(identity).card
 
+    def check(self, prompts: Sequence[Prompt]) -> None:
+        """Take all prompts: these are of no benchmark, and brightness needs nothing of them."""
+
     def reward(self, images: Tensor, prompts: Sequence[Prompt]) -> Tensor:
         lengths = [1 + len(prompt.text) % 7 for prompt in prompts]
         return images.mean(dim=(1, 2, 3)) * torch.tensor(lengths, dtype=images.dtype)

@@ -130,9 +130,11 @@ def test_what_cannot_reach_the_least_score_is_left_out_before_its_mask_is_made(
     logits = 3 * torch.randn((6, 81), generator=generator)
     logits[4:, 80] += 20  # no object
     everything = read_out(logits, masks, (32, 32), (32, 32))
-    made: list[object] = []
-    plain = mask2former.full_mask
-    monkeypatch.setattr(mask2former, "full_mask", lambda *arguments: (made.append(1), plain(*arguments))[1])
+    made: list[torch.Tensor] = []
+    plain = mask2former.full_masks
+    monkeypatch.setattr(
+        mask2former, "full_masks", lambda *arguments: (made.extend(arguments[0]), plain(*arguments))[1]
+    )
     some = read_out(logits, masks, (32, 32), (32, 32), least=0.2)
     kept = [entry for entry in everything if entry.score >= 0.2]
     assert [entry for entry in some if entry.score >= 0.2] == kept

@@ -59,10 +59,16 @@ def test_what_is_not_known_is_told_apart() -> None:
     assert known["laion-aesthetic-v2"].unknown == ()  # outside the hub, files have urls instead of a revision
 
 
-def test_the_manifest_knows_the_digests_of_composition_and_distribution_but_for_three() -> None:
+def test_the_manifest_knows_the_digests_of_composition_and_distribution_but_for_five() -> None:
     first = list(entries()).index("mask2former-swin-s-mmdet")
     unknown = {identity for identity in list(entries())[first:] if not entries()[identity].pinned}
-    assert unknown == {"mask2former-swin-s-meta", "maniqa-pipal", "visualquality-r1-7b"}
+    assert unknown == {
+        "mask2former-swin-s-meta",
+        "maniqa-pipal",
+        "visualquality-r1-7b",
+        "dinov2-large-imagenet-linear4",
+        "dinov2-base-imagenet1k-1-layer",
+    }
 
 
 def test_all_weights_of_the_preference_metrics_are_listed() -> None:

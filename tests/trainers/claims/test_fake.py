@@ -7,6 +7,8 @@ from dataclasses import fields
 from pathlib import Path
 from typing import Any
 
+import pytest
+
 import benchmarks
 from benchmarks.workflow import Settings
 from tests.trainers.claims.fake import Benchmarks, Trainings, write_run
@@ -40,12 +42,17 @@ def kinds(value: Any) -> Any:
     return "number" if isinstance(value, (int, float)) and not isinstance(value, bool) else type(value).__name__
 
 
-def test_a_stand_in_training_leaves_what_a_training_leaves(
-    pipeline_folder: Path, prompt_file: Path, tmp_path: Path
-) -> None:
-    run, real, fake = tiny(pipeline_folder, prompt_file), tmp_path / "real", tmp_path / "fake"
-    run_module.train("rtdmd", run, real, where="x", until=math.inf)
-    write_run(fake, "rtdmd", run)
+@pytest.fixture(scope="module")
+def both(pipeline_folder: Path, prompt_file: Path, tmp_path_factory: pytest.TempPathFactory) -> tuple[Path, Path]:
+    """The folders of one run: as a training leaves it, and as the stand-in does."""
+    run, folder = tiny(pipeline_folder, prompt_file), tmp_path_factory.mktemp("runs")
+    run_module.train("rtdmd", run, folder / "real", where="x", until=math.inf)
+    write_run(folder / "fake", "rtdmd", run)
+    return folder / "real", folder / "fake"
+
+
+def test_a_stand_in_training_leaves_what_a_training_leaves(both: tuple[Path, Path]) -> None:
+    real, fake = both
     assert files(fake) == files(real)
     table, told = (json.loads((folder / SETTINGS).read_text()) for folder in (real, fake))
     assert told == table
@@ -60,12 +67,9 @@ def test_a_stand_in_training_leaves_what_a_training_leaves(
         assert (points[0]["iteration"], points[0]["passes"], points[-1]["stage"]) == (0, 0, "reinforce")
 
 
-def test_a_stand_ins_log_has_the_lines_of_a_log(pipeline_folder: Path, prompt_file: Path, tmp_path: Path) -> None:
-    run = tiny(pipeline_folder, prompt_file)
-    run_module.train("rtdmd", run, tmp_path / "real", where="x", until=math.inf)
-    write_run(tmp_path / "fake", "rtdmd", run)
-    logs = {name: read_log(tmp_path / name) for name in ("real", "fake")}
-    assert len(logs["real"]) == len((tmp_path / "real" / LOG).read_text().splitlines())
+def test_a_stand_ins_log_has_the_lines_of_a_log(both: tuple[Path, Path]) -> None:
+    logs = {folder: read_log(folder) for folder in both}
+    assert all(len(log) == len((folder / LOG).read_text().splitlines()) for folder, log in logs.items())
     for log in logs.values():
         canary = [line for line in log if "canary/micro_clip" in line]
         trained = [line for line in log if line not in canary]
