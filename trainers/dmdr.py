@@ -212,11 +212,10 @@ class Dmdr(RolesTrainer):
             return online_dpo_loss(group, self._protocol, roles, self.rewards, c.dpo)
         epoch = collect(group, self._stochastic, roles, self.rewards, c.grpo, self.world, graphs=True)
         logs = reward_logs(epoch.rolled.scores, self.world.gather) | {"kept": epoch.share}
-        losses = [
-            epoch.weight(count, 1) * grpo_loss(epoch, rows, self._stochastic, roles, c.grpo)
-            for rows, count in roles.batches(epoch.kept, len(epoch.advantage_B))
-        ]  # one of them, or none where no process has kept an image
-        return dict(zip(("rl_loss",), losses, strict=False)), logs
+        losses = dict[str, Tensor]()
+        for rows, count in roles.batches(epoch.kept, len(epoch.advantage_B)):  # one, or none where nobody kept any
+            losses["rl_loss"] = epoch.weight(count, 1) * grpo_loss(epoch, rows, self._stochastic, roles, c.grpo)
+        return losses, logs
 
     @property
     def _fake_scale(self) -> float | None:

@@ -8,7 +8,7 @@ from pathlib import Path
 import pytest
 
 from benchmarks.config import UserError
-from tests.mutation.trainers import ROOT, SURVIVED, Copy, Mutation, digest, read_table
+from tests.mutation.trainers import ROOT, SHARED, SURVIVED, Copy, Mutation, digest, read_table
 
 MUTATIONS = read_table()
 METHODS = ("dmd", "dmd2", "discriminator", "dmd_lpips", "ac_dmd", "subgrpo", "rtdmd", "dmdr", "dynamic", "rt_dm",
@@ -86,8 +86,8 @@ def test_a_text_that_is_not_there_once_is_named(old: str, count: int) -> None:
 
 
 def test_a_verdict_is_known_by_mutation_source_and_tests(tree: Path) -> None:
-    for name in ("closed_form", "conftest"):
-        (tree / "tests" / "trainers" / f"{name}.py").write_text("")
+    for name in SHARED:
+        (tree / name).write_text("")
     seen = {digest(SUM, tree), digest(replace(SUM, new="b"), tree)}
     for name in ("trainers/sum.py", "tests/trainers/test_sum.py", "tests/trainers/closed_form.py"):
         (tree / name).write_text((tree / name).read_text() + "\n")

@@ -84,8 +84,10 @@ def test_the_graph_of_one_part_is_kept_of_none_before_the_backward(tmp_path: Pat
     assert max(saved[1], saved[2]) < 0.1 * saved[0]
 
 
-def test_parts_are_refused_where_processes_would_differ_in_their_number() -> None:
+def test_parts_are_refused_where_they_could_go_wrong() -> None:
     with pytest.raises(UserError, match="sharded and microbatch exclude each other"):
         build(BackboneConfig, {"path": "x", "sharded": True, "microbatch": 2}, "x.toml")
+    with pytest.raises(UserError, match="compile and microbatch exclude each other"):
+        build(BackboneConfig, {"path": "x", "compile": True, "microbatch": 2}, "x.toml")
     with pytest.raises(UserError, match="microbatch must be at least 0"):
         build(BackboneConfig, {"path": "x", "microbatch": -1}, "x.toml")
