@@ -1,4 +1,4 @@
-"""Command line: python -m leaderboards build | validate | compare | table | vote | publish | limits | …
+"""Command line: python -m leaderboards build | validate | restate | compare | table | vote | publish | limits | …
 
 Exit codes: 0 fine, 2 a user's mistake (one line on stderr), 1 ours.
 """
@@ -27,7 +27,7 @@ from leaderboards.recipe import find_recipe, paper_recipes
 from leaderboards.recipe_table import grid
 from leaderboards.schema import ResultError, json_schema
 from leaderboards.screenshots import VIEWS, WIDTHS, photograph
-from leaderboards.store import find_entry, read_board, read_entry, write_atomically
+from leaderboards.store import find_entry, read_board, read_entry, restate, write_atomically
 from leaderboards.studies import study_json_schema
 from leaderboards.terminal import show_comparison, show_outcomes
 from leaderboards.vote import QUESTIONS, make_ballot, read_outcomes
@@ -80,6 +80,17 @@ def validate(paths: Annotated[tuple[Path, ...], tyro.conf.Positional] = (), resu
     for line in faults:
         print(line, file=sys.stderr)
     return 2 if faults else 0
+
+
+@app.add("restate")
+def restate_command(results: Path = RESULTS) -> None:
+    """Compute the intervals of all results anew from their evidence: after a change of the method.
+
+    Args:
+        results: folder of results, <suite>/<model>.json
+    """
+    for path in sorted(results.glob("*/*.json")):
+        print(f"{path}: {'restated' if restate(path) else 'as it was'}")
 
 
 @app.add("schema")

@@ -149,6 +149,32 @@ def stated_metrics(result: Result) -> Iterator[tuple[Task, str, MetricResult]]:
                 yield task, name, metric
 
 
+def with_intervals(result: Result, table: pa.Table) -> Result:
+    """Return the result with the intervals that the present method gives its evidence.
+
+    Raises ResultError where a value does not follow from the evidence: that is no matter of method."""
+    check(result, table, intervals=False)
+    rows, layouts = split(table), Layouts()
+    tasks = []
+    for task in result.tasks:
+        found = {
+            name: _with_intervals(metric, rows[task.name, name], layouts) if (task.name, name) in rows else metric
+            for name, metric in task.metrics.items()
+        }
+        tasks.append(task.model_copy(update={"metrics": found}))
+    return result.model_copy(update={"tasks": tasks})
+
+
+def _with_intervals(metric: MetricResult, rows: Scores, layouts: "Layouts") -> MetricResult:
+    if metric.aggregate == "set":
+        return metric
+    found = breakdown(rows, metric.aggregate, layout=layouts.of(rows, metric.aggregate))
+    categories = {name: as_category_value(part) for name, part in found.categories.items()}
+    splits = {name: as_category_value(part) for name, part in found.splits.items()}
+    update = {**vars(found.total), "categories": metric.categories | categories, "splits": splits}
+    return metric.model_copy(update=update)
+
+
 def as_category_value(estimate: Estimate) -> CategoryValue:
     """Return an estimate in the shape that a result file holds."""
     return CategoryValue(**vars(estimate))

@@ -140,6 +140,20 @@ def read_entry(path: Path, *, intervals: bool = True) -> Entry:
         raise ResultError(f"{path}: {error}") from error
 
 
+def restate(path: Path) -> bool:
+    """Write a result anew with the intervals that the present method gives its evidence; return whether any differs.
+
+    Raises ResultError where anything else in the result is at fault."""
+    entry = read_entry(path, intervals=False)
+    if entry.table is None:
+        return False
+    text = dump_result(evidence.with_intervals(entry.result, entry.table))
+    if text == dump_result(entry.result):
+        return False
+    write_atomically(path, text.encode())
+    return True
+
+
 def find_entry(name: str, board: Path) -> Entry:
     """Return the result that a path, "suite/model" or a model's name means. Raises ResultError."""
     path = Path(name)

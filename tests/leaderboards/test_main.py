@@ -58,6 +58,27 @@ def test_validate_recomputes_intervals_too(add: Add, tmp_path: Path, capsys: pyt
     assert "judge: low is stated as" in caught.err and len(caught.err.splitlines()) == 1
 
 
+def test_restate_mends_intervals_and_nothing_else(
+    add: Add, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    good, path = add("good"), add()
+    text, board = path.read_text(), str(tmp_path / "results")
+    table = json.loads(text)
+    judged = table["tasks"][0]["metrics"]["judge"]
+    judged["low"] -= 0.001
+    for part in judged["categories"].values():
+        part["high"] = 1.0
+    path.write_text(json.dumps(table))
+    assert main(["restate", "--results", board]) == 0
+    assert capsys.readouterr().out == f"{good}: as it was\n{path}: restated\n"
+    assert path.read_text() == text
+    judged["value"] += 0.001  # no matter of method
+    path.write_text(json.dumps(table))
+    assert main(["restate", "--results", board]) == 2
+    assert "judge: value is stated as" in capsys.readouterr().err
+    assert json.loads(path.read_text()) == table
+
+
 def test_validate_takes_files_folders_and_paths_within_the_board(add: Add, tmp_path: Path) -> None:
     path, board = add(), str(tmp_path / "results")
     for given in (str(path), str(path.parent), str(path.parents[1]), "tiny/student.json", "tiny"):
