@@ -3,7 +3,7 @@
     all pairs   the differences of `statistics.compare` for every two of M models, from draws that all pairs share,
                 so that the draws cost no more than one comparison
     win rate    the share of (prompt, seed) pairs in which a is better, a tie counting half; averaged over the images
-                of a prompt, then over prompts, with the interval of any other mean (the user studies' figure)
+                of a prompt, then over prompts, with the interval of a difference (the user studies' figure)
 
 Axes: P prompts, M models, R replicates.
 """
@@ -13,7 +13,16 @@ from itertools import combinations
 
 import numpy as np
 
-from leaderboards.resampling import bootstrap_sums, interval_of, signs_of, whole_numbers
+from leaderboards.resampling import (
+    Interval,
+    bootstrap_sums,
+    difference_interval,
+    difference_interval_of,
+    extremes,
+    mid_p,
+    signs_of,
+    whole_numbers,
+)
 from leaderboards.statistics import (
     REPLICATES,
     Aggregate,
@@ -22,7 +31,6 @@ from leaderboards.statistics import (
     PromptMeans,
     Scores,
     align,
-    estimate,
 )
 
 
@@ -63,7 +71,9 @@ def win_rate(
     pair = align([a, b], "nothing to compare: no (prompt, seed) occurs in both")
     signs_N = np.sign(pair.values_NM[:, 0] - pair.values_NM[:, 1])
     wins_N = (1 + (signs_N if higher_is_better else -signs_N)) / 2
-    return estimate(wins_N, pair.prompt_ids, pair.categories, aggregate, seed, replicates)
+    prompts = PromptMeans.of(wins_N, pair.prompt_ids, pair.categories, aggregate)
+    low, high = difference_interval(prompts.means_P, prompts.strata_P, seed, replicates)
+    return Estimate(prompts.mean(), low, high, len(prompts.means_P), len(wins_N))
 
 
 def compare_with(
@@ -95,15 +105,13 @@ def compare_with(
     return [found[index] for index in range(len(models))]
 
 
-def _column_intervals(
-    means_PM: np.ndarray, strata_P: np.ndarray, seed: int, replicates: int
-) -> list[tuple[float, float] | tuple[None, None]]:
+def _column_intervals(means_PM: np.ndarray, strata_P: np.ndarray, seed: int, replicates: int) -> list[Interval]:
     if replicates == 0 or np.bincount(strata_P).min() < 2:
         return [(None, None)] * means_PM.shape[1]
     whole_PM, scale = whole_numbers(means_PM)
     sums = bootstrap_sums(whole_PM, strata_P, seed, replicates)
     return [
-        interval_of([sums_RM[:, m] for sums_RM in sums], whole_PM[:, m], scale, means_PM[:, m], strata_P)
+        difference_interval_of([sums_RM[:, m] for sums_RM in sums], scale, means_PM[:, m], strata_P)
         if np.ptp(means_PM[:, m])
         else (None, None)
         for m in range(means_PM.shape[1])
@@ -113,28 +121,28 @@ def _column_intervals(
 def _column_p(parts_PM: np.ndarray, seed: int, replicates: int) -> np.ndarray:
     whole_PM, _ = whole_numbers(parts_PM)
     observed_M = abs(whole_PM.sum(axis=0))
-    extreme_M = np.ones(len(observed_M))
+    extreme_M = np.zeros(len(observed_M))
     for signs_RP in signs_of(len(whole_PM), seed, replicates):
-        extreme_M += (abs(signs_RP @ whole_PM) >= observed_M).sum(axis=0)
-    return extreme_M / (1 + replicates)
+        extreme_M += extremes(abs(signs_RP @ whole_PM), observed_M, len(whole_PM))
+    return mid_p(extreme_M, observed_M, len(whole_PM), replicates)
 
 
 def _intervals(
     means_PM: np.ndarray, strata_P: np.ndarray, seed: int, replicates: int
-) -> dict[tuple[int, int], tuple[float, float] | tuple[None, None]]:
+) -> dict[tuple[int, int], Interval]:
     pairs = list(combinations(range(means_PM.shape[1]), 2))
     if replicates == 0 or np.bincount(strata_P).min() < 2:
         return dict.fromkeys(pairs, (None, None))
     whole_PM, scale = whole_numbers(means_PM)
     sums = bootstrap_sums(whole_PM, strata_P, seed, replicates)
-    found: dict[tuple[int, int], tuple[float, float] | tuple[None, None]] = {}
+    found: dict[tuple[int, int], Interval] = {}
     for i, j in pairs:
-        whole_P, difference_P = whole_PM[:, i] - whole_PM[:, j], means_PM[:, i] - means_PM[:, j]
-        if np.ptp(whole_P) == 0:
+        difference_P = means_PM[:, i] - means_PM[:, j]
+        if np.ptp(whole_PM[:, i] - whole_PM[:, j]) == 0:
             found[i, j] = (None, None)
             continue
         parts = [sums_RM[:, i] - sums_RM[:, j] for sums_RM in sums]
-        found[i, j] = interval_of(parts, whole_P, scale, difference_P, strata_P)
+        found[i, j] = difference_interval_of(parts, scale, difference_P, strata_P)
     return found
 
 
@@ -143,9 +151,9 @@ def _sign_flip_p(parts_PM: np.ndarray, seed: int, replicates: int) -> np.ndarray
     whole_PM, _ = whole_numbers(parts_PM)
     total_M = whole_PM.sum(axis=0)
     observed_MM = abs(total_M[:, None] - total_M[None, :])
-    extreme_MM = np.ones_like(observed_MM)
+    extreme_MM = np.zeros_like(observed_MM)
     for signs_RP in signs_of(len(whole_PM), seed, replicates):
         flipped_RM = signs_RP @ whole_PM
         for i in range(whole_PM.shape[1]):
-            extreme_MM[i] += (abs(flipped_RM[:, i, None] - flipped_RM) >= observed_MM[i]).sum(axis=0)
-    return extreme_MM / (1 + replicates)
+            extreme_MM[i] += extremes(abs(flipped_RM[:, i, None] - flipped_RM), observed_MM[i], len(whole_PM))
+    return mid_p(extreme_MM, observed_MM, len(whole_PM), replicates)

@@ -5,9 +5,15 @@ and draws come from the raw bits of PCG64, the only stream that numpy promises t
 
     bootstrap   n - 1 of n prompts per stratum, so the variance is the unbiased s² / n, not s² (n - 1) / n²
                 (Rao & Wu 1988, Sec. 2)
-    interval    BCa (Efron & Tibshirani 1993, Eq. 14.9-14.15): on skewed and on nearly perfect scores it misses
-                equally often on both sides, where the percentile interval does not
-    p           Monte Carlo, never 0 (Phipson & Smyth 2010, Eq. 2); max-T: Westfall & Young 1993, ch. 2
+    value       BCa interval (Efron & Tibshirani 1993, Eq. 14.9-14.15): on skewed and on nearly perfect scores it
+                misses equally often on both sides, where the percentile interval does not
+    difference  percentile interval between mid-distribution quantiles (Ma, Genton & Parzen 2011, Eq. 2.3). Paired
+                differences have heavy tails, which make BCa's estimated acceleration noise, and 0 is a step of the
+                differences of yes and no: a closed interval that ends on steps holds it too often
+    both        at levels expanded to Student's t, Phi(t_{alpha, n-1}) for alpha (Hesterberg 2015, Sec. 4.3; his
+                sqrt(n / (n - 1)) is in the n - 1 draws)
+    p           Monte Carlo, never 0 (Phipson & Smyth 2010, Eq. 2), ties half: mid-p (Lancaster 1961), for yes and no
+                McNemar's mid-p (Fagerland, Lydersen & Laake 2013); max-T: Westfall & Young 1993, ch. 2
 
 Axes: P prompts, R replicates, M models.
 """
@@ -18,16 +24,16 @@ from functools import lru_cache
 from statistics import NormalDist
 
 import numpy as np
+from scipy.special import stdtrit
 
 LEVEL = 0.95
 _CHUNK = 2**21  # draws held in memory at once
 _KEPT = 6 * 2**20  # draws of one kind that are remembered: 48 MiB, twelve kinds at most
 _NORMAL = NormalDist()
+Interval = tuple[float, float] | tuple[None, None]
 
 
-def bca_interval(
-    means_P: np.ndarray, strata_P: np.ndarray, seed: int, replicates: int
-) -> tuple[float, float] | tuple[None, None]:
+def bca_interval(means_P: np.ndarray, strata_P: np.ndarray, seed: int, replicates: int) -> Interval:
     """Return the BCa interval of the mean over strata 0, 1, ... of the mean over their prompts.
 
     None where it would be a guess: a stratum of one prompt, prompts that all agree, replicates = 0."""
@@ -36,16 +42,7 @@ def bca_interval(
         return None, None
     whole_P, scale = whole_numbers(means_P)
     sums = bootstrap_sums(whole_P[:, None], strata_P, seed, replicates)
-    return interval_of([sums_R1[:, 0] for sums_R1 in sums], whole_P, scale, means_P, strata_P)
-
-
-def interval_of(
-    sums: Sequence[np.ndarray], whole_P: np.ndarray, scale: float, means_P: np.ndarray, strata_P: np.ndarray
-) -> tuple[float, float] | tuple[None, None]:
-    """Return the BCa interval from bootstrap sums_R of whole numbers, one array per stratum."""
-    sizes = np.bincount(strata_P)
-    replicates = len(sums[0])
-    ordered_R = np.sort(_mean_of_strata(sums, sizes, scale))
+    ordered_R = np.sort(_mean_of_strata([sums_R1[:, 0] for sums_R1 in sums], sizes, scale))
     if ordered_R[0] == ordered_R[-1]:  # prompts vary between categories only
         return None, None
     # The observed value by the same arithmetic as the replicates, so that equal ones compare as equal.
@@ -53,6 +50,47 @@ def interval_of(
     low, high = bca_levels(ordered_R, point, means_P, strata_P)
     index = [min(max(math.floor((replicates + 1) * level) - 1, 0), replicates - 1) for level in (low, high)]
     return float(ordered_R[index[0]]), float(ordered_R[index[1]])
+
+
+def difference_interval(means_P: np.ndarray, strata_P: np.ndarray, seed: int, replicates: int) -> Interval:
+    """Return the interval of the mean of paired differences; strata and None as in `bca_interval`."""
+    if replicates == 0 or np.bincount(strata_P).min() < 2 or np.ptp(means_P) == 0:
+        return None, None
+    whole_P, scale = whole_numbers(means_P)
+    sums = bootstrap_sums(whole_P[:, None], strata_P, seed, replicates)
+    return difference_interval_of([sums_R1[:, 0] for sums_R1 in sums], scale, means_P, strata_P)
+
+
+def difference_interval_of(
+    sums: Sequence[np.ndarray], scale: float, means_P: np.ndarray, strata_P: np.ndarray
+) -> Interval:
+    """Return the interval from bootstrap sums_R of whole numbers, one array per stratum."""
+    ordered_R = np.sort(_mean_of_strata(sums, np.bincount(strata_P), scale))
+    if ordered_R[0] == ordered_R[-1]:
+        return None, None
+    z = expanded_z(_influence(means_P, strata_P), strata_P)
+    low, high = (mid_quantile(ordered_R, _NORMAL.cdf(end), 2 * scale) for end in (-z, z))
+    return low, high
+
+
+def mid_quantile(ordered_R: np.ndarray, level: float, slack: float) -> float:
+    """Return the quantile of the mid-distribution function: values within `slack` are one step, of the mean rank
+    of theirs; between steps the quantile is linear. Without ties it is the order statistic of rank level (R + 1)."""
+    target = min(max(level * (len(ordered_R) + 1) - 1, 0.0), len(ordered_R) - 1.0)
+    first, last = _step(ordered_R, math.floor(target), slack)
+    rank, value = (first + last) / 2, float(ordered_R[first])
+    neighbour = last + 1 if rank < target else first - 1
+    if rank == target or not 0 <= neighbour < len(ordered_R):
+        return value
+    first, last = _step(ordered_R, neighbour, slack)
+    return value + (float(ordered_R[first]) - value) * (target - rank) / ((first + last) / 2 - rank)
+
+
+def _step(ordered_R: np.ndarray, place: int, slack: float) -> tuple[int, int]:
+    """Return the first and the last place whose values equal that of a place."""
+    value = ordered_R[place]
+    first, end = np.searchsorted(ordered_R, value - slack, "left"), np.searchsorted(ordered_R, value + slack, "right")
+    return int(first), int(end) - 1
 
 
 def bootstrap(means_P: np.ndarray, strata_P: np.ndarray, seed: int, replicates: int) -> np.ndarray:
@@ -100,24 +138,55 @@ def bca_levels(
     below = np.count_nonzero(replicates_R < point) + np.count_nonzero(replicates_R == point) / 2
     share = min(max(below / len(replicates_R), 1e-3), 1 - 1e-3)
     z0 = _NORMAL.inv_cdf(share)  # bias correction, Eq. 14.14 with ties counted half
-    sizes = np.bincount(strata_P)
-    centre = np.array([means_P[strata_P == s].mean() for s in range(len(sizes))])
-    influence_P = (means_P - centre[strata_P]) / sizes[strata_P]
-    influence_P /= abs(influence_P).max()  # the ratio below has no unit; so nothing overflows
+    influence_P = _influence(means_P, strata_P)
     acceleration = math.fsum(influence_P**3) / (6 * math.fsum(influence_P**2) ** 1.5)  # Eq. 14.15, for a mean
-    levels = []
-    for tail in ((1 - LEVEL) / 2, (1 + LEVEL) / 2):
-        z = z0 + _NORMAL.inv_cdf(tail)
-        levels.append(_NORMAL.cdf(z0 + z / (1 - acceleration * z)))
+    expanded, levels = expanded_z(influence_P, strata_P), []
+    for z in (z0 - expanded, z0 + expanded):
+        stretch = 1 - acceleration * z  # of few prompts, t may lie beyond the pole of Eq. 14.10
+        levels.append(_NORMAL.cdf(z0 + z / stretch) if stretch > 0 else float(z > 0))
     return levels[0], levels[1]
 
 
+def _influence(means_P: np.ndarray, strata_P: np.ndarray) -> np.ndarray:
+    """Return the empirical influence_P of each prompt on the mean of strata, up to a factor."""
+    sizes = np.bincount(strata_P)
+    centre = np.array([means_P[strata_P == s].mean() for s in range(len(sizes))])
+    influence_P: np.ndarray = (means_P - centre[strata_P]) / sizes[strata_P]
+    return influence_P / abs(influence_P).max()  # what is made of them has no unit; so nothing overflows
+
+
+def expanded_z(influence_P: np.ndarray, strata_P: np.ndarray) -> float:
+    """Return t at (1 + LEVEL) / 2, to be used as the z of a level: n - 1 degrees of freedom, of strata Welch's
+
+    (sum v_s)^2 / sum(v_s^2 / (n_s - 1)),   v_s = s_s^2 / n_s."""
+    sizes = np.bincount(strata_P)
+    variance_S = np.bincount(strata_P, influence_P**2) * sizes / (sizes - 1)
+    freedom = variance_S.sum() ** 2 / (variance_S**2 / (sizes - 1)).sum()
+    return float(stdtrit(freedom, (1 + LEVEL) / 2))
+
+
 def sign_flip_p(parts_P: np.ndarray, seed: int, replicates: int) -> float:
-    """Return the two-sided p of sum(parts_P) against random signs of its parts, never 0 (Phipson & Smyth)."""
+    """Return the two-sided mid-p of sum(parts_P) against random signs of its parts, never 0 (Phipson & Smyth)."""
     whole_P, _ = whole_numbers(parts_P)
-    observed = abs(whole_P.sum())
-    extreme = sum(int((abs(signs @ whole_P) >= observed).sum()) for signs in signs_of(len(whole_P), seed, replicates))
-    return (1 + extreme) / (1 + replicates)
+    observed = np.asarray(abs(whole_P.sum()))
+    blocks = signs_of(len(whole_P), seed, replicates)
+    extreme = sum(extremes(abs(signs @ whole_P), observed, len(whole_P)) for signs in blocks)
+    return float(mid_p(np.asarray(extreme), observed, len(whole_P), replicates))
+
+
+def extremes(flipped_R: np.ndarray, observed: np.ndarray, prompts: int) -> np.ndarray:
+    """Return how many |sums| over prompts lie above the observed one, ties half: axis 0 is counted.
+
+    Whole numbers are rounded by at most 1/2 each, so sums that are equal differ by at most one per prompt."""
+    above, reached = flipped_R > observed + prompts, flipped_R >= observed - prompts
+    counted: np.ndarray = (np.count_nonzero(above, axis=0) + np.count_nonzero(reached, axis=0)) / 2
+    return counted
+
+
+def mid_p(extreme: np.ndarray, observed: np.ndarray, prompts: int, replicates: int) -> np.ndarray:
+    """Return P(|sum| > observed) + P(|sum| = observed) / 2; 1 where nothing is observed, as twice the mid-p of one
+    side is. What was observed counts as one draw more."""
+    return np.where(observed <= prompts, 1.0, (1 + extreme) / (1 + replicates))
 
 
 def max_t(parts_PM: np.ndarray, seed: int, replicates: int) -> tuple[np.ndarray, np.ndarray]:

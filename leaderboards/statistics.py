@@ -5,7 +5,7 @@ Images of one prompt are not independent, prompts are: so every random draw move
     point      mean over the images of a prompt, then over prompts; for "categories" over the prompts of a
                category, then the unweighted mean of categories
     interval   95 %, bootstrap over prompts, stratified by category for "categories"
-    test       paired over (prompt, seed): sign flips of the prompts' mean differences, two-sided
+    test       paired over (prompt, seed): sign flips of the prompts' mean differences, two-sided mid-p
     bands      models whose difference survives max-T over all pairs; "2-4" = two or more places are possible
 
 The draws, and their sources: leaderboards.resampling. Holm 1979; rank sets from pairwise tests: Mogstad et al. 2024.
@@ -22,7 +22,7 @@ from typing import Literal
 
 import numpy as np
 
-from leaderboards.resampling import LEVEL, bca_interval, max_t, sign_flip_p
+from leaderboards.resampling import LEVEL, bca_interval, difference_interval, max_t, sign_flip_p
 from leaderboards.schema import ResultError
 
 Aggregate = Literal["prompts", "categories"]
@@ -160,7 +160,7 @@ def compare(
     Raises ResultError where they share none, or a key occurs twice."""
     pair = align([a, b], "nothing to compare: no (prompt, seed) occurs in both")
     (prompts,) = pair.means(pair.values_NM[:, :1] - pair.values_NM[:, 1:], aggregate)
-    low, high = bca_interval(prompts.means_P, prompts.strata_P, seed, replicates)
+    low, high = difference_interval(prompts.means_P, prompts.strata_P, seed, replicates)
     p = sign_flip_p(prompts.means_P * prompts.weights_P(), seed, replicates)
     pairs = len(pair.prompt_ids)
     unpaired = len(a.values_N) + len(b.values_N) - 2 * pairs

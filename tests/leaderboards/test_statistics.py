@@ -131,7 +131,7 @@ def test_draws_are_the_same_on_every_machine() -> None:
     assert compare(scores_of(values_PS), scores_of(values_PS[::-1] + 0.05)).p == GOLDEN_P
 
 
-GOLDEN = (0.1253662109375, 0.07963053385416667, 0.18119303385416666)
+GOLDEN = (0.1253662109375, 0.07588704427083334, 0.1851535373263889)
 GOLDEN_P = 0.3382
 
 
@@ -187,10 +187,62 @@ def test_comparison_turns_its_sign_with_its_sides() -> None:
     assert (one.difference, one.p) == (-other.difference, other.p)
 
 
-def test_p_of_few_prompts_is_the_exact_one() -> None:
-    """Five differences of 1: of 32 sign patterns, two reach |sum| = 5."""
+def test_p_of_few_prompts_is_the_exact_mid_p() -> None:
+    """Five differences of 1: of 32 sign patterns, two reach |sum| = 5, both by a tie."""
     a, b = scores_of(np.ones((5, 1))), scores_of(np.zeros((5, 1)))
-    assert compare(a, b, replicates=99_999).p == pytest.approx(2 / 32, abs=0.003)
+    assert compare(a, b, replicates=99_999).p == pytest.approx(1 / 32, abs=0.002)
+
+
+def test_mid_p_of_yes_and_no_is_mcnemars() -> None:
+    """Nine discordant prompts, seven for one side: P(|sum| > 5) + P(|sum| = 5) / 2 = (2 * 10 + 36) / 512."""
+    parts_P = np.array([1.0] * 7 + [-1.0] * 2 + [0.0] * 11)
+    assert resampling.sign_flip_p(parts_P, 0, 99_999) == pytest.approx(56 / 512, abs=0.003)
+
+
+def test_sums_that_only_rounding_tells_apart_are_ties() -> None:
+    """1/3 + 1/3 + 1/3 against 1: of 16 patterns of signs, |sum| = 2 in two and |sum| = 0 in two."""
+    parts_P = np.array([1 / 3, 1 / 3, 1 / 3, 1.0])
+    assert resampling.sign_flip_p(parts_P, 0, 99_999) == pytest.approx(1 / 16, abs=0.003)
+    assert resampling.sign_flip_p(parts_P * [1, 1, 1, -1], 0, 9) == 1.0
+
+
+def test_expanded_levels_of_many_prompts_are_the_plain_ones() -> None:
+    draw = np.random.default_rng(12)
+    of_ten, of_many = draw.normal(size=10), draw.normal(size=1_000_000)
+    assert resampling.expanded_z(of_many, np.zeros(1_000_000, int)) == pytest.approx(1.959964, abs=1e-5)
+    assert resampling.expanded_z(of_ten - of_ten.mean(), np.zeros(10, int)) == pytest.approx(2.262157, abs=1e-6)
+
+
+def test_expanded_levels_of_strata_are_welchs() -> None:
+    """Variances 1 and 4 of means of 5 and 9 prompts: 5^2 / (1 / 4 + 16 / 8) = 100 / 9 degrees of freedom."""
+    strata_P = np.repeat([0, 1], [5, 9])
+    influence_P = np.array([1.0, -1, 1, -1, 0]) / math.sqrt(5)
+    influence_P = np.concatenate([influence_P, np.array([1.0, -1] * 4 + [0]) * math.sqrt(4 * 8 / 9 / 8)])
+    assert resampling.expanded_z(influence_P, strata_P) == pytest.approx(2.198303, abs=1e-6)
+
+
+def test_levels_of_few_prompts_stay_levels() -> None:
+    """One prompt far out of six, and t beyond the pole of BCa: the upper end is the largest replicate."""
+    means_P, strata_P = np.array([0.0] * 5 + [1.0]), np.zeros(6, int)
+    low, high = resampling.bca_levels(np.linspace(-1, 1, 999), 0.99, means_P, strata_P)
+    assert 0 < low < high == 1.0
+
+
+def test_mid_quantiles_are_ranks_without_ties_and_interpolate_steps() -> None:
+    assert resampling.mid_quantile(np.arange(999.0), 0.025, 0) == 24
+    assert resampling.mid_quantile(np.arange(999.0), 0.975, 0) == 974
+    steps = np.repeat([0.0, 1.0], [300, 699])  # mean places 149.5 and 649
+    assert resampling.mid_quantile(steps, (0.25 * (149.5 + 1) + 0.75 * (649 + 1)) / 1000, 0) == pytest.approx(0.75)
+    assert [resampling.mid_quantile(steps, level, 0) for level in (0.0, 0.1, 0.99, 1.0)] == [0, 0, 1, 1]
+
+
+def test_interval_of_a_difference_turns_its_sign_with_its_sides() -> None:
+    """The draws are of the same prompts, and no correction tells one side from the other."""
+    draw = np.random.default_rng(13)
+    d_P, strata_P = draw.integers(-1, 2, size=60).astype(float), np.zeros(60, int)
+    low, high = resampling.difference_interval(d_P, strata_P, 0, 999)
+    assert low is not None and high is not None
+    assert resampling.difference_interval(-d_P, strata_P, 0, 999) == pytest.approx((-high, -low), abs=1e-12)
 
 
 def test_p_is_one_between_equal_models_and_the_interval_is_left_out() -> None:
