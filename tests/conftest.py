@@ -6,7 +6,7 @@ from hypothesis import HealthCheck, settings
 from metrics.base import available
 
 # That a busy machine is slow is no fault of the code.
-settings.register_profile("patient", suppress_health_check=[HealthCheck.too_slow])
+settings.register_profile("patient", deadline=None, suppress_health_check=[HealthCheck.too_slow])
 settings.load_profile("patient")
 
 

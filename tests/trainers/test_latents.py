@@ -126,7 +126,7 @@ def test_whatever_decides_a_sample_decides_its_file(tmp_path: Path) -> None:
 
 
 def test_two_processes_draw_the_set_of_one_together_and_each_takes_its_rows(tmp_path: Path) -> None:
-    barrier, parts = Barrier(2, timeout=60), dict[int, list[Any]]()
+    barrier, parts = Barrier(2, timeout=300), dict[int, list[Any]]()
 
     def process(rank: int, folder: Path) -> tuple[Pairs, PointBackbone]:
         def gather_list(own: list[Any]) -> list[Any]:
