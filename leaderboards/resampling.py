@@ -37,16 +37,15 @@ def bca_interval(means_P: np.ndarray, strata_P: np.ndarray, seed: int, replicate
     """Return the BCa interval of the mean over strata 0, 1, ... of the mean over their prompts.
 
     None where it would be a guess: a stratum of one prompt, prompts that all agree, replicates = 0."""
-    sizes = np.bincount(strata_P)
-    if replicates == 0 or sizes.min() < 2 or np.ptp(means_P) == 0:
+    if _is_guess(means_P, strata_P, replicates):
         return None, None
-    whole_P, scale = whole_numbers(means_P)
-    sums = bootstrap_sums(whole_P[:, None], strata_P, seed, replicates)
-    ordered_R = np.sort(_mean_of_strata([sums_R1[:, 0] for sums_R1 in sums], sizes, scale))
+    ordered_R = np.sort(bootstrap(means_P, strata_P, seed, replicates))
     if ordered_R[0] == ordered_R[-1]:  # prompts vary between categories only
         return None, None
     # The observed value by the same arithmetic as the replicates, so that equal ones compare as equal.
-    point = float(np.mean([whole_P[strata_P == s].sum() / n for s, n in enumerate(sizes)])) * scale
+    whole_P, scale = whole_numbers(means_P)
+    strata = enumerate(np.bincount(strata_P))
+    point = float(np.mean([whole_P[strata_P == s].sum() / n for s, n in strata])) * scale
     low, high = bca_levels(ordered_R, point, means_P, strata_P)
     index = [min(max(math.floor((replicates + 1) * level) - 1, 0), replicates - 1) for level in (low, high)]
     return float(ordered_R[index[0]]), float(ordered_R[index[1]])
@@ -54,11 +53,10 @@ def bca_interval(means_P: np.ndarray, strata_P: np.ndarray, seed: int, replicate
 
 def difference_interval(means_P: np.ndarray, strata_P: np.ndarray, seed: int, replicates: int) -> Interval:
     """Return the interval of the mean of paired differences; strata and None as in `bca_interval`."""
-    if replicates == 0 or np.bincount(strata_P).min() < 2 or np.ptp(means_P) == 0:
+    if _is_guess(means_P, strata_P, replicates):
         return None, None
     whole_P, scale = whole_numbers(means_P)
-    sums = bootstrap_sums(whole_P[:, None], strata_P, seed, replicates)
-    return difference_interval_of([sums_R1[:, 0] for sums_R1 in sums], scale, means_P, strata_P)
+    return difference_interval_of(_sums_of_one(whole_P, strata_P, seed, replicates), scale, means_P, strata_P)
 
 
 def difference_interval_of(
@@ -96,8 +94,15 @@ def _step(ordered_R: np.ndarray, place: int, slack: float) -> tuple[int, int]:
 def bootstrap(means_P: np.ndarray, strata_P: np.ndarray, seed: int, replicates: int) -> np.ndarray:
     """Return replicates_R of the mean over strata of the mean over n - 1 prompts drawn with replacement."""
     whole_P, scale = whole_numbers(means_P)
-    sums = bootstrap_sums(whole_P[:, None], strata_P, seed, replicates)
-    return _mean_of_strata([sums_R1[:, 0] for sums_R1 in sums], np.bincount(strata_P), scale)
+    return _mean_of_strata(_sums_of_one(whole_P, strata_P, seed, replicates), np.bincount(strata_P), scale)
+
+
+def _sums_of_one(whole_P: np.ndarray, strata_P: np.ndarray, seed: int, replicates: int) -> list[np.ndarray]:
+    return [sums_R1[:, 0] for sums_R1 in bootstrap_sums(whole_P[:, None], strata_P, seed, replicates)]
+
+
+def _is_guess(means_P: np.ndarray, strata_P: np.ndarray, replicates: int) -> bool:
+    return bool(replicates == 0 or np.bincount(strata_P).min() < 2 or np.ptp(means_P) == 0)
 
 
 def bootstrap_sums(whole_PM: np.ndarray, strata_P: np.ndarray, seed: int, replicates: int) -> list[np.ndarray]:

@@ -19,6 +19,7 @@ from metrics.commands import deferred, guarded, parsed, print_table
 from metrics.loaded import Scorer
 from metrics.selfcheck import weights_of_own_checks
 from metrics.weights import Entry, ManifestWeights, entries, find_entry, use_folder
+from metrics.weights.entries import should_be
 from metrics.weights.files import compute_digest
 from metrics.weights.hub import fetch
 from metrics.weights.places import find_folder, hub_digest
@@ -131,8 +132,7 @@ def _verify(entry: Entry) -> Iterator[tuple[bool | None, str]]:
         if should and not found.startswith(should):
             size = path.stat().st_size
             told = f" ({size:,} bytes, should be {file.bytes:,})" if file.bytes not in (0, size) else ""
-            verb = "be" if len(should) == len(found) else "begin with"
-            yield False, f"{path}: sha256 is {found}, should {verb} {should}{told}; {entry.mend}"
+            yield False, f"{path}: sha256 is {found}, {should_be(should)}{told}; {entry.mend}"
         elif file.pinned:
             yield True, f"{path}: right"
         else:

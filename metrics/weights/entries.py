@@ -29,6 +29,9 @@ from metrics.base import UserError, nearest
 MANIFEST = Path(__file__).parent.parent / "weights.toml"
 
 
+SHA256_DIGITS = 64
+
+
 @dataclass(frozen=True, kw_only=True)
 class WeightFile:
     """One file, as it was published."""
@@ -132,3 +135,8 @@ def find_entry(identity: str) -> Entry:
     if identity not in known:
         raise UserError(f"unknown weights {identity!r}; {nearest(identity, known)}")
     return known[identity]
+
+
+def should_be(digits: str) -> str:
+    """Return how a fault tells a digest of which all digits are known, or only the first."""
+    return f"should {'be' if len(digits) == SHA256_DIGITS else 'begin with'} {digits}"

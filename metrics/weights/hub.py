@@ -8,7 +8,7 @@ from pathlib import Path
 from urllib.error import URLError
 
 from metrics.base import UserError
-from metrics.weights.entries import Entry, WeightFile
+from metrics.weights.entries import Entry, WeightFile, should_be
 from metrics.weights.files import compute_digest, file_digest
 from metrics.weights.places import find_folder, hub_digest, own_folder, url_folder
 
@@ -40,9 +40,8 @@ def _here(entry: Entry, file: WeightFile) -> Path | None:
 
 def _check(file: WeightFile, path: Path, found: str) -> None:
     if not found.startswith(file.digits):
-        verb = "be" if file.pinned else "begin with"
         raise UserError(
-            f"{path}: sha256 is {found}, should {verb} {file.digits}: the source serves another file; it is not used"
+            f"{path}: sha256 is {found}, {should_be(file.digits)}: the source serves another file; it is not used"
         )
 
 

@@ -8,7 +8,7 @@ from typing import Any
 from torch import Tensor
 
 from metrics.base import UserError
-from metrics.weights.entries import Entry, WeightFile, entries, find_entry
+from metrics.weights.entries import Entry, WeightFile, entries, find_entry, should_be
 from metrics.weights.files import (
     PICKLES,
     file_digest,
@@ -111,8 +111,7 @@ class ManifestWeights:
         found = file_digest(path)
         if should and not found.startswith(should):
             owner = f" ({listed[found]})" if found in listed else ""
-            verb = "be" if len(should) == len(found) else "begin with"
-            raise UserError(f"{path}: sha256 is {found}{owner}, should {verb} {should}; {self._mend_wrong(folder)}")
+            raise UserError(f"{path}: sha256 is {found}{owner}, {should_be(should)}; {self._mend_wrong(folder)}")
         if found in listed:  # swapped: what its own digest should be is not known, but it is not that one
             raise UserError(f"{path}: this is {listed[found]}; {self._mend_wrong(folder)}")
 

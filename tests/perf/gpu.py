@@ -31,11 +31,11 @@ from benchmarks.config import UserError, build, config, nearest
 from benchmarks.models import Pipeline, open_model
 from benchmarks.screen import guarded
 from leaderboards.papers import REPORTED, read_paper_table
-from leaderboards.studies import STUDIES, Beside, Measured, Measurements, read_study
+from leaderboards.studies import STUDIES, Beside, Measured, Measurements
 from metrics.base import Prompt
 from metrics.weights.places import FOLDER, SYNTHETIC
 from tests.perf.generation import direct_seconds, image_set_of, ours_seconds
-from tests.perf.record import machine
+from tests.perf.record import keep, machine
 from tests.perf.scoring_inputs import architectures, prompt, write_weights
 from tests.perf.sized import make_sized
 from tests.perf.training_step import sized
@@ -261,18 +261,14 @@ def forget() -> None:
 
 def record(rows: list[Measured], path: Path = GPU) -> None:
     """Put figures into the study, in the order of their ids."""
-    study = read_study(path) if path.exists() else None
-    kept = {row.id: row for row in (study.rows if isinstance(study, Measurements) else ())}
-    kept |= {row.id: row for row in rows}
-    if not kept:
-        return
-    told = Measurements(
+    keep(
+        Measurements,
+        rows,
+        path,
         title="Figures of a GPU",
         about="Trainings and drawing at true sizes with random weights; what is published stands beside.",
         command="tox -e perf-gpu -- --record",
-        rows=[kept[key] for key in sorted(kept)],
     )
-    path.write_text(told.model_dump_json(indent=2, exclude_none=True) + "\n", encoding="utf-8")
 
 
 if __name__ == "__main__":

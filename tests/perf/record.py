@@ -11,22 +11,33 @@ from pathlib import Path
 
 import torch
 
-from leaderboards.studies import STUDIES, Speed, Speeds, read_study
+from leaderboards.studies import STUDIES, Measured, Measurements, Speed, Speeds, read_study
 
 SPEED = STUDIES / "speed.json"
 
 
 def record(rows: Iterable[Speed], path: Path = SPEED) -> None:
     """Put rows into the study, in the order of their ids."""
-    study = read_study(path) if path.exists() else None
-    kept = {row.id: row for row in (study.rows if isinstance(study, Speeds) else ())}
-    kept |= {row.id: row for row in rows}
-    told = Speeds(
+    keep(
+        Speeds,
+        rows,
+        path,
         title="Cost of what is around the networks",
         about="Ratios of times taken in turns within one run, so that a busy machine slows both sides alike.",
         command="tox -e perf -- --record, tox -e perf-distribution -- --record, tox -e perf-composition -- --record",
-        rows=[kept[key] for key in sorted(kept)],
     )
+
+
+def keep(
+    kind: type[Speeds] | type[Measurements], rows: Iterable[Speed] | Iterable[Measured], path: Path, **about: str
+) -> None:
+    """Put rows into a study of some kind, beside those of other ids; about: its title, about and command."""
+    study = read_study(path) if path.exists() else None
+    kept = {row.id: row for row in (study.rows if isinstance(study, kind) else ())}
+    kept |= {row.id: row for row in rows}
+    if not kept:
+        return
+    told = kind.model_validate({**about, "rows": [kept[key] for key in sorted(kept)]})
     path.write_text(told.model_dump_json(indent=2, exclude_none=True) + "\n", encoding="utf-8")
 
 

@@ -76,9 +76,7 @@ class BackboneConfig:
                 "sharded and microbatch exclude each other, for processes may have different numbers of parts: take "
                 "smaller batches, or the microbatch of [trainer] where the method has one"
             )
-        if (
-            self.compile and self.microbatch
-        ):  # a part of another size makes a graph that the others' recomputing finds
+        if self.compile and self.microbatch:  # a part of another size makes a graph that others' recomputing finds
             raise ValueError("compile and microbatch exclude each other: a part may be run again by another graph")
         if self.sharded and self.compile:
             raise ValueError("compile and sharded exclude each other: what gathers a block is not compiled")
