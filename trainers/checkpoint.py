@@ -36,6 +36,17 @@ def held(folder: Path) -> Iterator[None]:
         lock.release()
 
 
+def is_held(folder: Path) -> bool:
+    """Return whether a process is at work in a run's folder at this moment."""
+    if not (folder / LOCK).exists():
+        return False
+    try:
+        with FileLock(folder / LOCK, timeout=0):
+            return False
+    except Timeout:
+        return True
+
+
 def save_state(folder: Path, state: Mapping[str, Any]) -> None:
     """Replace the run's checkpoint by `state`; a kill at any moment leaves the old one or the new one."""
     temporary = folder / f"{STATE}.tmp"

@@ -4,7 +4,8 @@
     python -m trainers.claims [micro] --list         runs, network passes and hours that are still to do
 
 Called again it goes on: finished runs are left alone, an unfinished training continues, further seeds are added. It
-may be stopped at any moment; --hours 0 only writes the study. Two calls at a time share the work.
+may be stopped at any moment; --hours 0 only writes the study. Calls at the same time share the work:
+what one of them trains, or a cold start that it is training, the others leave to it.
 """
 
 import sys
@@ -53,7 +54,12 @@ def main(arguments: Arguments) -> int:
         return 0
     until = started + 3600 * arguments.hours
     waiting = work_off(
-        items, runs.state, runs.seconds, lambda: until - time.monotonic(), lambda item: runs.advance(item, until)
+        items,
+        runs.state,
+        runs.seconds,
+        left=lambda: until - time.monotonic(),
+        free=runs.free,
+        run=lambda item: runs.advance(item, until),
     )
     found = claims_of(runs, "tox -e study -- --hours H")
     for written in write_study(found, arguments.study or STUDIES / f"{path.stem}-claims.json"):

@@ -16,10 +16,10 @@ from typing import Any
 
 from benchmarks.config import UserError
 from leaderboards.store import file_stem
-from trainers.checkpoint import SETTINGS, STATE, held, read_settings, stage_state, write_text
+from trainers.checkpoint import SETTINGS, STATE, held, is_held, read_settings, stage_state, write_text
 from trainers.claims.finished import STUDENT_RECORD, Done, read_log
 from trainers.claims.plan import Study
-from trainers.claims.schedule import UNTRAINED, Item
+from trainers.claims.schedule import UNTRAINED, Item, ordered
 from trainers.study import benchmark, donate_stage, run_digest, stages_digest
 
 LONGEST_PAUSE = 20  # in usual times between two lines of a log; what is longer was no training
@@ -120,6 +120,24 @@ class Runs:
         """Return the estimated seconds of so many network passes of an item, and of its benchmark."""
         after = self.benchmark_seconds if self.study.plan.arms[item.arm].benchmark else 0.0
         return passes / self.pace(item.arm) + after
+
+    def free(self, item: Item) -> bool:
+        """Return whether no other call is at work on an item, or on a stage that it would start from."""
+        if item in self.failed or is_held(self.place(item)):
+            return False
+        return self.state(item) == "begun" or not self._donated(item) & self._in_the_making()
+
+    def _donated(self, item: Item) -> set[str]:
+        """Return the digests of the stages that others may start from: all but the last, those not there yet."""
+        if item.seed == UNTRAINED:
+            return set()
+        method, run = self.study.run(item.arm, item.seed)
+        lacking = [stage for stage in [*run.stages][:-1] if not stage_state(self.place(item), stage).exists()]
+        return {run_digest(method, run, stage) for stage in lacking}
+
+    def _in_the_making(self) -> set[str]:
+        at_work = [item for item in ordered(self.study) if is_held(self.place(item))]
+        return set().union(*map(self._donated, at_work))
 
     def advance(self, item: Item, until: float) -> None:
         """Train, and benchmark, an item until it is done or the moment `until` of time.monotonic() has come.

@@ -64,18 +64,22 @@ def work_off(
     state: Callable[[Item], str],
     seconds: Callable[[Item], float],
     left: Callable[[], float],
+    free: Callable[[Item], bool],
     run: Callable[[Item], None],
 ) -> list[Item]:
-    """Run items in their order as long as they fit into the time left; return those that did not fit.
+    """Run items, always the first that can be, as long as they fit into the time left; return those not done.
 
     state: "done", "begun" or "to do". What is begun goes on whether or not the time suffices to end it (it stops by
-    itself, and continues at the next call); what is not yet begun must fit, or a later, shorter one is taken."""
-    waiting = []
-    for item in items:
-        if state(item) == "done":
-            continue
-        if left() > 0 and (state(item) == "begun" or seconds(item) <= left()):
-            run(item)
-        if state(item) != "done":
-            waiting.append(item)
+    itself, and continues at the next call); what is not yet begun must fit, or a later, shorter one is taken.
+    free: whether an item need not wait for another call's work; what waits is asked again after every run."""
+
+    def fits(item: Item) -> bool:
+        return item not in tried and free(item) and (state(item) == "begun" or seconds(item) <= left())
+
+    tried: set[Item] = set()
+    waiting = [item for item in items if state(item) != "done"]
+    while left() > 0 and (chosen := next(filter(fits, waiting), None)):
+        run(chosen)
+        tried.add(chosen)
+        waiting = [item for item in waiting if state(item) != "done"]
     return waiting

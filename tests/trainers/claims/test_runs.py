@@ -9,7 +9,7 @@ import benchmarks
 from leaderboards.studies import Claims, read_study
 from tests.trainers.claims.fake import PLAN, Benchmarks, Trainings, write_plan, write_run
 from trainers import run as run_module
-from trainers.checkpoint import held
+from trainers.checkpoint import STATE, held, stage_state
 from trainers.claims.__main__ import Arguments, main
 from trainers.claims.finished import read_log
 from trainers.claims.runs import Runs, passes_per_second
@@ -164,11 +164,37 @@ def test_a_finished_run_keeps_only_what_others_may_start_from(stage: Stage) -> N
 
 def test_what_another_call_is_at_work_on_is_left_to_it(stage: Stage) -> None:
     with held(stage.folder / "runs" / "plain-s0"):
+        stage_state(stage.folder / "runs" / "plain-s0", "cold_start").write_text("the end of it")
         assert stage.call(hours=1.0) == 0
         assert [name for name in stage.trainings.calls if name == "plain-s0"] == []
         assert stage.study().claims[0].seeds == [1, 2]
     stage.call(hours=1.0)
     assert stage.study().claims[0].seeds == [0, 1, 2]
+
+
+def test_a_cold_start_that_another_call_is_training_is_waited_for(stage: Stage) -> None:
+    folder = stage.folder / "runs"
+    runs = Runs(write_plan(stage.folder), folder)
+    better, plain = Item("better", 0), Item("plain", 0)  # one cold start for both
+    with held(folder / "better-s0"):
+        assert not runs.free(better) and not runs.free(plain)
+        assert runs.free(Item("plain", 1)) and runs.free(Item("other", 0)) and runs.free(Item("teacher", UNTRAINED))
+        (folder / "plain-s0").mkdir()
+        (folder / "plain-s0" / STATE).write_text("half")
+        assert runs.free(plain)  # begun before: it has its own
+        (folder / "plain-s0" / STATE).unlink()
+        stage_state(folder / "better-s0", "cold_start").write_text("the end of it")
+        assert runs.free(plain) and not runs.free(better)
+    assert runs.free(better)
+
+
+def test_two_calls_at_a_time_train_no_cold_start_twice(stage: Stage) -> None:
+    with held(stage.folder / "runs" / "better-s0"):
+        stage.call(hours=1.0)
+    # plain-s0 waited in vain: the other call has not come to the end of its cold start
+    assert stage.trainings.calls == [name for name in ORDER if name not in ("better-s0", "plain-s0")]
+    stage.call(hours=1.0)
+    assert stage.trainings.calls[-2:] == ["better-s0", "plain-s0"]
 
 
 def test_trainings_that_took_unequal_passes_are_not_judged(stage: Stage) -> None:

@@ -54,6 +54,7 @@ def test_the_claims_that_the_least_passes_decide_come_first(shipped: Study) -> N
 class Clock:
     def __init__(self, left: float, takes: dict[str, float], states: dict[str, str] | None = None) -> None:
         self.left, self.takes, self.states, self.ran = left, takes, states or {}, list[str]()
+        self.waits: dict[str, int] = {}  # arm -> the number of runs after which it is free
 
     def run(self, item: Item) -> None:
         self.ran.append(item.arm)
@@ -64,7 +65,12 @@ class Clock:
     def work(self) -> list[str]:
         items = [Item(arm, 0) for arm in self.takes]
         waiting = work_off(
-            items, lambda i: self.states.get(i.arm, "to do"), lambda i: self.takes[i.arm], lambda: self.left, self.run
+            items,
+            lambda i: self.states.get(i.arm, "to do"),
+            lambda i: self.takes[i.arm],
+            left=lambda: self.left,
+            free=lambda i: len(self.ran) >= self.waits.get(i.arm, 0),
+            run=self.run,
         )
         return [item.arm for item in waiting]
 
@@ -85,3 +91,21 @@ def test_what_is_begun_goes_on_at_the_next_call_and_what_is_done_stays() -> None
 def test_no_hours_mean_no_work() -> None:
     clock = Clock(0, {"a": 0, "half": 1}, {"half": "begun"})
     assert clock.work() == ["a", "half"] and clock.ran == []
+
+
+def test_what_waits_for_another_call_is_run_as_soon_as_it_is_free() -> None:
+    clock = Clock(10, {"a": 1, "waits": 1, "b": 1, "c": 1})
+    clock.waits = {"a": 99, "waits": 1}
+    assert clock.work() == ["a"] and clock.ran == ["b", "waits", "c"]
+
+
+def test_what_does_not_come_to_its_end_is_tried_once() -> None:
+    clock = Clock(10, {"a": 1, "b": 1})
+    attempts: list[str] = []
+
+    def run(item: Item) -> None:
+        attempts.append(item.arm)
+
+    items = [Item("a", 0), Item("b", 0)]
+    assert work_off(items, lambda _: "to do", lambda _: 1.0, lambda: clock.left, lambda _: True, run) == items
+    assert attempts == ["a", "b"]
