@@ -5,8 +5,16 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
+from metrics import frechet
 from metrics.base import UserError
-from metrics.frechet import Moments, factor, frechet_distance, frechet_distance_of_features, moments_of_parts
+from metrics.frechet import (
+    Moments,
+    factor,
+    frechet_distance,
+    frechet_distance_of_features,
+    moments_of_parts,
+    trace_sqrt_product,
+)
 
 
 def gaussian(n: int, d: int, seed: int, offset: float = 0.0) -> np.ndarray:
@@ -48,6 +56,25 @@ def test_a_wide_spectrum_keeps_its_digits() -> None:
     scales = np.logspace(0, -6, 40)
     sample = np.random.default_rng(0).normal(size=(200, 40)) * scales
     assert abs(distance(sample, sample)) < 1e-12
+
+
+@pytest.mark.parametrize(("decades", "by_squares"), [(0, True), (1, True), (2, True), (6, False), (9, False)])
+def test_roots_of_squares_are_taken_only_where_they_keep_their_digits(
+    decades: float, by_squares: bool, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    draw = np.random.default_rng(3)
+    turn = np.linalg.qr(draw.normal(size=(60, 60)))[0]
+    a, b = (turn * 10 ** draw.uniform(-decades, 0, 60) @ draw.normal(size=(60, 60)) for _ in "ab")
+    asked: list[int] = []
+
+    def svdvals(product: np.ndarray) -> np.ndarray:
+        asked.append(len(product))
+        return np.linalg.svd(product, compute_uv=False)
+
+    monkeypatch.setattr(frechet, "svdvals", svdvals)
+    exact = float(np.linalg.svd(a.T @ b, compute_uv=False).sum())
+    assert trace_sqrt_product(a, b) == pytest.approx(exact, rel=1e-10)
+    assert asked == ([] if by_squares else [60])
 
 
 def test_an_eigenvalue_that_rounding_made_negative_counts_as_0() -> None:

@@ -64,7 +64,8 @@ def frechet(small: bool) -> tuple[bool, Speed | None]:
 
     d = 128 if small else 2048
     generator = np.random.default_rng(0)
-    a, b = (Moments.of(generator.standard_normal((2 * d, d)) * generator.uniform(0.1, 2, d)) for _ in range(2))
+    scales, turn = 10 ** generator.uniform(-2, 0, d), np.linalg.qr(generator.standard_normal((d, d)))[0]
+    a, b = (Moments.of(generator.standard_normal((2 * d, d)) * scales @ turn) for _ in range(2))
 
     def by_square_root() -> float:
         delta = a.mean_D - b.mean_D
@@ -75,9 +76,18 @@ def frechet(small: bool) -> tuple[bool, Speed | None]:
         return frechet_distance(a.mean_D, a.covariance_DD, b.mean_D, b.covariance_DD)
 
     equal = abs(ours() / by_square_root() - 1)
-    ratio = seconds(by_square_root, 1) / seconds(ours)
+    found = best_in_turns({"sqrtm": by_square_root, "ours": ours}, REPEATS)
+    ratio = found["sqrtm"] / found["ours"]
     print(f"frechet     d = {d}: {ratio:.1f} times as fast as sqrtm (bar 5), values differ by {equal:.1e} (bar 1e-6)")
-    told = row("frechet", "Fréchet distance", "eigenvalues", "scipy's sqrtm", ratio, 5, f"d = {d}, float64")
+    told = row(
+        "frechet",
+        "Fréchet distance",
+        "eigenvalues",
+        "scipy's sqrtm",
+        ratio,
+        5,
+        f"d = {d}, float64, deviations 0.01 to 1",
+    )
     return ratio >= 5 and equal <= 1e-6, told
 
 
