@@ -93,21 +93,26 @@ def _sample(arguments: Arguments) -> str:
 
 def list_sets(names: Iterable[str], folder: Path | None) -> Iterator[str]:
     """Yield a line per set."""
-    yield f"{'set':<26} {'prompts':>8}  {'split':<10}  {'here':<7}  licence"
+    yield f"{'set':<26} {'prompts':>8}  {'split':<10}  {'here':<14}  licence"
     for name in BUILT_IN:
-        yield f"{name:<26} {len(read_set(name).prompts):>8,}  {'evaluation':<10}  {'shipped':<7}  Apache-2.0"
+        yield f"{name:<26} {len(read_set(name).prompts):>8,}  {'evaluation':<10}  {'shipped':<14}  Apache-2.0"
     for name, entry in declared_sets().items():
         count = f"{entry.prompts:,}" if entry.prompts else "?"
-        yield f"{name:<26} {count:>8}  {entry.split:<10}  {_place(name, entry, folder):<7}  {entry.licence}"
+        yield f"{name:<26} {count:>8}  {entry.split:<10}  {_place(name, entry, folder):<14}  {entry.licence}"
 
 
 def _place(name: str, entry: DeclaredSet, folder: Path | None) -> str:
     try:
         find_file(name, entry, folder)
+    except MissingPrompts:
+        return "no"
+    except UserError:
+        return "damaged"
+    try:
         if entry.questions:
             find_questions(name, entry.questions, folder)
     except MissingPrompts:
-        return "no"
+        return "questions: no"
     except UserError:
         return "damaged"
     return "shipped" if entry.shipped and not entry.questions else "yes"
@@ -209,7 +214,8 @@ def verify(names: Iterable[str], folder: Path | None) -> Iterator[str]:
             problem = _problem(name, folder)
         except MissingPrompts as error:
             if not asked:
-                yield f"{name}: not here"
+                entry = declared_sets().get(name)
+                yield f"{name}: {'questions not here' if entry and entry.shipped else 'not here'}"
                 continue
             problem = str(error)
         except UserError as error:

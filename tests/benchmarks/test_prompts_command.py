@@ -94,6 +94,14 @@ def test_questions_are_fetched_with_their_prompts(
     assert (tmp_path / "q.csv").read_bytes() == QUESTIONS
 
 
+def test_a_shipped_set_whose_questions_are_not_is_listed_as_that(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    line = next(line for line in run(capsys, tmp_path, "list").splitlines() if line.startswith("dpg "))
+    assert line.split() == ["dpg", "1,065", "evaluation", "questions:", "no", "Apache-2.0"]
+    assert "dpg: questions not here\n" in run(capsys, tmp_path, "verify")
+
+
 @pytest.mark.parametrize(
     ("names", "message"),
     [
