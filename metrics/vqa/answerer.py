@@ -72,11 +72,19 @@ def ask_dpg(answerer: Answerer, images: Sequence[np.ndarray], prompts: Sequence[
 
 
 def yes_or_no(answer: Answer) -> str:
-    """Return "yes" where its spellings have more mass than those of "no"; by the text where masses are not known."""
+    """Return "yes" where its spellings have more mass than those of "no"; by the text where masses are not known.
+
+    Raises: UserError where it is neither: such an answer says nothing of the picture."""
     if answer.masses is None:
-        return "yes" if answer.text.strip().lower().startswith("yes") else "no"
-    half = len(YES_OR_NO) // 2
-    return "yes" if sum(answer.masses[:half]) > sum(answer.masses[half:]) else "no"
+        word = answer.text.strip().lower()
+        said = (word.startswith("yes"), word.startswith("no"))
+    else:
+        half = len(YES_OR_NO) // 2
+        yes, no = sum(answer.masses[:half]), sum(answer.masses[half:])
+        said = (yes > no, no > 0)
+    if not any(said):
+        raise UserError(f"an answer that is neither yes nor no: {answer.text[:60]!r}")
+    return "yes" if said[0] else "no"
 
 
 def ask_geneval2(

@@ -30,7 +30,7 @@ from PIL import Image
 from torch import Tensor
 
 from metrics.base import UserError
-from metrics.vqa.answerer import Answer
+from metrics.vqa.answerer import YES_OR_NO, Answer, yes_or_no
 from metrics.vqa.cache import AnswerCache, pair_key, picture_key
 
 URL, MODEL, KEY = "FEWSTEP_BENCH_VQA_URL", "FEWSTEP_BENCH_VQA_MODEL", "FEWSTEP_BENCH_VQA_KEY"
@@ -174,7 +174,7 @@ def request_body(model: str, image_HW3: np.ndarray, question: str) -> bytes:
 def read_reply(reply: bytes, candidates: Sequence[str]) -> Answer:
     """Return the answer in a server's reply; a candidate that is none of the tokens told has mass 0.
 
-    Raises: _Failed where the reply is none."""
+    Raises: _Failed where the reply is none, or a question of yes or no is answered by neither."""
     try:
         choice = json.loads(reply)["choices"][0]
         text = choice["message"]["content"]
@@ -189,4 +189,10 @@ def read_reply(reply: bytes, candidates: Sequence[str]) -> Answer:
         raise _Failed("an empty answer", again=True)
     if masses is not None and not all(0 <= mass <= 1.001 for mass in masses):  # NaN is neither
         raise _Failed("a probability that is not between 0 and 1", again=True)
-    return Answer(text, masses)
+    answer = Answer(text, masses)
+    if tuple(candidates) == YES_OR_NO:
+        try:
+            yes_or_no(answer)
+        except UserError as error:
+            raise _Failed(str(error), again=False) from error
+    return answer

@@ -60,6 +60,10 @@ class Server:
                         time.sleep(1.5)
                     case "no masses":
                         return self.reply(completion("Yes"))
+                    case "talk":
+                        return self.reply(completion("I"))
+                    case "talk with masses":
+                        return self.reply(completion("I", masses={"I": 0.9, "The": 0.1}))
                 return self.reply(completion("yes", masses={"yes": 0.5, "Yes": 0.25, "no": 0.125}))
 
             def reply(self, content: bytes) -> None:
@@ -117,6 +121,8 @@ def test_errors_timeouts_and_garbage_are_tried_again(server: Server, tmp_path: P
         ("forbidden", "HTTP 401", 1),
         ("garbage", "a reply that is no chat completion", 3),
         ("empty", "an empty answer", 3),
+        ("talk", "an answer that is neither yes nor no: 'I'", 1),
+        ("talk with masses", "an answer that is neither yes nor no: 'I'", 1),
     ],
 )
 def test_what_still_fails_is_an_error_with_counts_and_the_rest_is_kept(
@@ -211,6 +217,10 @@ def test_geneval2_needs_masses_and_dpg_can_do_with_text(server: Server, tmp_path
         ask_geneval2(client, [IMAGE], [prompt])
     assert yes_or_no(Answer(" Yes")) == "yes"
     assert yes_or_no(Answer("No.")) == "no"
+    assert yes_or_no(Answer("yes", (0.25, 0, 0, 0, 0.25, 0, 0, 0))) == "no"  # a tie, as specified
+    for neither in (Answer("I see"), Answer("", ()), Answer("I", (0.0,) * 8)):
+        with pytest.raises(UserError, match="neither yes nor no"):
+            yes_or_no(neither)
 
 
 def test_geneval2_sums_the_spellings_of_the_right_answer(server: Server, tmp_path: Path) -> None:
