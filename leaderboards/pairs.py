@@ -3,7 +3,7 @@
     all pairs   the differences of `statistics.compare` for every two of M models, from draws that all pairs share,
                 so that the draws cost no more than one comparison
     win rate    the share of (prompt, seed) pairs in which a is better, a tie counting half; averaged over the images
-                of a prompt, then over prompts, with the interval of a difference (the user studies' figure)
+                of a prompt, then over prompts, with the interval of a value, so within [0, 1] (as in user studies)
 
 Axes: P prompts, M models, R replicates.
 """
@@ -14,10 +14,8 @@ from itertools import combinations
 import numpy as np
 
 from leaderboards.resampling import (
-    Interval,
-    bootstrap_sums,
-    difference_interval,
-    difference_interval_of,
+    bca_interval,
+    difference_margins,
     extremes,
     mid_p,
     signs_of,
@@ -40,20 +38,20 @@ def compare_all(
     """Return the difference i - j of every two models i < j, over the (prompt, seed) pairs that all of them have.
 
     Raises ResultError where they share none, or a key occurs twice."""
-    if not models:
+    if len(models) < 2:
         return {}
     shared = align(models, "nothing to compare: no (prompt, seed) occurs in every model")
     means = shared.means(shared.values_NM, aggregate)
     means_PM = np.stack([one.means_P for one in means], axis=1)
     strata_P, weights_P = means[0].strata_P, means[0].weights_P()
-    intervals = _intervals(means_PM, strata_P, seed, replicates)
     p = _sign_flip_p(means_PM * weights_P[:, None], seed, replicates)
+    pairs = list(combinations(range(len(models)), 2))
+    differences_PM = np.stack([means_PM[:, i] - means_PM[:, j] for i, j in pairs], axis=1)
+    margins = difference_margins(differences_PM, strata_P, seed, replicates)
     found, n_pairs = {}, len(shared.prompt_ids)
-    for i, j in combinations(range(len(models)), 2):
-        difference = PromptMeans(means_PM[:, i] - means_PM[:, j], strata_P).mean()
+    for (i, j), differences_P, margin in zip(pairs, differences_PM.T, margins, strict=True):
         unpaired = len(models[i].values_N) + len(models[j].values_N) - 2 * n_pairs
-        low, high = intervals[i, j]
-        found[i, j] = Comparison(difference, low, high, float(p[i, j]), len(means_PM), n_pairs, unpaired)
+        found[i, j] = Comparison.of(PromptMeans(differences_P, strata_P), margin, float(p[i, j]), n_pairs, unpaired)
     return found
 
 
@@ -72,7 +70,7 @@ def win_rate(
     signs_N = np.sign(pair.values_NM[:, 0] - pair.values_NM[:, 1])
     wins_N = (1 + (signs_N if higher_is_better else -signs_N)) / 2
     prompts = PromptMeans.of(wins_N, pair.prompt_ids, pair.categories, aggregate)
-    low, high = difference_interval(prompts.means_P, prompts.strata_P, seed, replicates)
+    low, high = bca_interval(prompts.means_P, prompts.strata_P, seed, replicates)
     return Estimate(prompts.mean(), low, high, len(prompts.means_P), len(wins_N))
 
 
@@ -94,28 +92,13 @@ def compare_with(
         means = shared.means(differences_NM, aggregate)
         means_PM = np.stack([one.means_P for one in means], axis=1)
         strata_P, weights_P = means[0].strata_P, means[0].weights_P()
-        intervals = _column_intervals(means_PM, strata_P, seed, replicates)
+        margins = difference_margins(means_PM, strata_P, seed, replicates)
         p_M = _column_p(means_PM * weights_P[:, None], seed, replicates)
         n_pairs = len(shared.prompt_ids)
         for column, index in enumerate(members):
             unpaired = len(models[index].values_N) + len(baseline.values_N) - 2 * n_pairs
-            low, high = intervals[column]
-            value, p = means[column].mean(), float(p_M[column])
-            found[index] = Comparison(value, low, high, p, len(means_PM), n_pairs, unpaired)
+            found[index] = Comparison.of(means[column], margins[column], float(p_M[column]), n_pairs, unpaired)
     return [found[index] for index in range(len(models))]
-
-
-def _column_intervals(means_PM: np.ndarray, strata_P: np.ndarray, seed: int, replicates: int) -> list[Interval]:
-    if replicates == 0 or np.bincount(strata_P).min() < 2:
-        return [(None, None)] * means_PM.shape[1]
-    whole_PM, scale = whole_numbers(means_PM)
-    sums = bootstrap_sums(whole_PM, strata_P, seed, replicates)
-    return [
-        difference_interval_of([sums_RM[:, m] for sums_RM in sums], scale, means_PM[:, m], strata_P)
-        if np.ptp(means_PM[:, m])
-        else (None, None)
-        for m in range(means_PM.shape[1])
-    ]
 
 
 def _column_p(parts_PM: np.ndarray, seed: int, replicates: int) -> np.ndarray:
@@ -125,25 +108,6 @@ def _column_p(parts_PM: np.ndarray, seed: int, replicates: int) -> np.ndarray:
     for signs_RP in signs_of(len(whole_PM), seed, replicates):
         extreme_M += extremes(abs(signs_RP @ whole_PM), observed_M, len(whole_PM))
     return mid_p(extreme_M, observed_M, len(whole_PM), replicates)
-
-
-def _intervals(
-    means_PM: np.ndarray, strata_P: np.ndarray, seed: int, replicates: int
-) -> dict[tuple[int, int], Interval]:
-    pairs = list(combinations(range(means_PM.shape[1]), 2))
-    if replicates == 0 or np.bincount(strata_P).min() < 2:
-        return dict.fromkeys(pairs, (None, None))
-    whole_PM, scale = whole_numbers(means_PM)
-    sums = bootstrap_sums(whole_PM, strata_P, seed, replicates)
-    found: dict[tuple[int, int], Interval] = {}
-    for i, j in pairs:
-        difference_P = means_PM[:, i] - means_PM[:, j]
-        if np.ptp(whole_PM[:, i] - whole_PM[:, j]) == 0:
-            found[i, j] = (None, None)
-            continue
-        parts = [sums_RM[:, i] - sums_RM[:, j] for sums_RM in sums]
-        found[i, j] = difference_interval_of(parts, scale, difference_P, strata_P)
-    return found
 
 
 def _sign_flip_p(parts_PM: np.ndarray, seed: int, replicates: int) -> np.ndarray:

@@ -3,15 +3,14 @@
 Sums are taken over whole numbers below 2^53, exact in any order of addition (so neither BLAS nor SIMD width shows),
 and draws come from the raw bits of PCG64, the only stream that numpy promises to keep.
 
-    bootstrap   n - 1 of n prompts per stratum, so the variance is the unbiased s² / n, not s² (n - 1) / n²
-                (Rao & Wu 1988, Sec. 2)
     value       BCa interval (Efron & Tibshirani 1993, Eq. 14.9-14.15): on skewed and on nearly perfect scores it
-                misses equally often on both sides, where the percentile interval does not
-    difference  percentile interval between mid-distribution quantiles (Ma, Genton & Parzen 2011, Eq. 2.3). Paired
-                differences have heavy tails, which make BCa's estimated acceleration noise, and 0 is a step of the
-                differences of yes and no: a closed interval that ends on steps holds it too often
-    both        at levels expanded to Student's t, Phi(t_{alpha, n-1}) for alpha (Hesterberg 2015, Sec. 4.3; his
-                sqrt(n / (n - 1)) is in the n - 1 draws)
+                misses equally often on both sides, where the percentile interval does not. n - 1 of n prompts are
+                drawn per stratum, so the variance is the unbiased s² / n, not s² (n - 1) / n² (Rao & Wu 1988,
+                Sec. 2), at levels expanded to Student's t, Phi(t_{alpha, n-1}) for alpha (Hesterberg 2015, Sec. 4.3)
+    difference  symmetric bootstrap-t interval, d ± q s with q the 95 % point of |d* - d| / s* (Efron & Tibshirani
+                1993, Sec. 12.5; Hall 1988, Sec. 2). Paired differences are nearly symmetric, with heavy tails that
+                make BCa's estimated acceleration noise, and those of yes and no have 0 as a step, which an interval
+                that ends on steps holds too often
     p           Monte Carlo, never 0 (Phipson & Smyth 2010, Eq. 2), ties half: mid-p (Lancaster 1961), for yes and no
                 McNemar's mid-p (Fagerland, Lydersen & Laake 2013); max-T: Westfall & Young 1993, ch. 2
 
@@ -19,7 +18,7 @@ Axes: P prompts, R replicates, M models.
 """
 
 import math
-from collections.abc import Callable, Iterable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator
 from functools import lru_cache
 from statistics import NormalDist
 
@@ -51,89 +50,89 @@ def bca_interval(means_P: np.ndarray, strata_P: np.ndarray, seed: int, replicate
     return float(ordered_R[index[0]]), float(ordered_R[index[1]])
 
 
-def difference_interval(means_P: np.ndarray, strata_P: np.ndarray, seed: int, replicates: int) -> Interval:
-    """Return the interval of the mean of paired differences; strata and None as in `bca_interval`."""
-    if _is_guess(means_P, strata_P, replicates):
-        return None, None
+def difference_margins(means_PM: np.ndarray, strata_P: np.ndarray, seed: int, replicates: int) -> list[float | None]:
+    """Return of each column, the paired differences of two models, half the width of the interval of its mean.
+
+    Strata and None as in `bca_interval`. Where more than 5 % of the resamples hold no two prompts that differ, q is
+    Student's, with the degrees of freedom of `expanded_z`."""
+    sizes = np.bincount(strata_P)
+    if replicates == 0 or sizes.min() < 2:
+        return [None] * means_PM.shape[1]
+    found: list[float | None] = []
+    for part in _chunks(means_PM.shape[1], replicates):
+        told = [_about_centre(means_P, strata_P) for means_P in means_PM[:, part].T]
+        about_PM = np.stack([about_P for about_P, _ in told], axis=1)
+        t_RM = _bootstrap_t(about_PM, strata_P, seed, replicates)
+        place = min(math.ceil(LEVEL * (replicates + 1)), replicates) - 1
+        for about_P, (_, scale), q in zip(about_PM.T, told, np.partition(t_RM, place, axis=0)[place], strict=True):
+            error = math.sqrt(_variance(about_P, strata_P)) * scale / len(sizes)
+            freely = q if np.isfinite(q) or error == 0 else expanded_z(about_P / sizes[strata_P], strata_P)
+            found.append(float(freely * error) if error else None)
+    return found
+
+
+def _about_centre(means_P: np.ndarray, strata_P: np.ndarray) -> tuple[np.ndarray, float]:
+    """Return (whole, scale): prompts about the mean of their stratum, as whole numbers with exact sums of squares."""
     whole_P, scale = whole_numbers(means_P)
-    return difference_interval_of(_sums_of_one(whole_P, strata_P, seed, replicates), scale, means_P, strata_P)
+    sizes = np.bincount(strata_P)
+    about_P = whole_P - (np.bincount(strata_P, whole_P) / sizes)[strata_P]
+    largest = float(abs(about_P).max())
+    if largest < 1:  # they agree, up to rounding
+        return np.zeros_like(about_P), scale
+    # Sums of squares stay below 2^52; with 24 bits the square of three alike is exact too, so their spread is 0.
+    bits = min(24, (52 - math.ceil(math.log2(len(about_P) + 1))) // 2)
+    unit = math.ldexp(1.0, math.frexp(largest)[1] - bits)
+    return np.rint(about_P / unit), unit * scale
 
 
-def difference_interval_of(
-    sums: Sequence[np.ndarray], scale: float, means_P: np.ndarray, strata_P: np.ndarray
-) -> Interval:
-    """Return the interval from bootstrap sums_R of whole numbers, one array per stratum."""
-    ordered_R = np.sort(_mean_of_strata(sums, np.bincount(strata_P), scale))
-    if ordered_R[0] == ordered_R[-1]:
-        return None, None
-    z = expanded_z(_influence(means_P, strata_P), strata_P)
-    low, high = (mid_quantile(ordered_R, _NORMAL.cdf(end), 2 * scale) for end in (-z, z))
-    return low, high
+def _variance(about_P: np.ndarray, strata_P: np.ndarray) -> float:
+    """Return sum_s s_s² / n_s."""
+    sizes = np.bincount(strata_P)
+    return float((np.bincount(strata_P, about_P**2) / ((sizes - 1) * sizes)).sum())
 
 
-def mid_quantile(ordered_R: np.ndarray, level: float, slack: float) -> float:
-    """Return the quantile of the mid-distribution function: values within `slack` are one step, of the mean rank
-    of theirs; between steps the quantile is linear. Without ties it is the order statistic of rank level (R + 1)."""
-    target = min(max(level * (len(ordered_R) + 1) - 1, 0.0), len(ordered_R) - 1.0)
-    first, last = _step(ordered_R, math.floor(target), slack)
-    rank, value = (first + last) / 2, float(ordered_R[first])
-    neighbour = last + 1 if rank < target else first - 1
-    if rank == target or not 0 <= neighbour < len(ordered_R):
-        return value
-    first, last = _step(ordered_R, neighbour, slack)
-    return value + (float(ordered_R[first]) - value) * (target - rank) / ((first + last) / 2 - rank)
-
-
-def _step(ordered_R: np.ndarray, place: int, slack: float) -> tuple[int, int]:
-    """Return the first and the last place whose values equal that of a place."""
-    value = ordered_R[place]
-    first, end = np.searchsorted(ordered_R, value - slack, "left"), np.searchsorted(ordered_R, value + slack, "right")
-    return int(first), int(end) - 1
+def _bootstrap_t(about_PM: np.ndarray, strata_P: np.ndarray, seed: int, replicates: int) -> np.ndarray:
+    """Return |d* - d| / s*, inf where a resample has no spread: n of n prompts drawn per stratum."""
+    mean_RM, variance_RM = np.zeros((2, replicates, about_PM.shape[1]))
+    for stratum, size in enumerate(np.bincount(strata_P).tolist()):
+        about_nM = about_PM[strata_P == stratum]
+        squared_nM, start = about_nM**2, 0
+        for times_rn in _kept(_drawings, size, size, seed, stratum, replicates):
+            rows = slice(start, start := start + len(times_rn))
+            sums_rM, squares_rM = times_rn @ about_nM, times_rn @ squared_nM
+            spread_rM = squares_rM - sums_rM**2 / size
+            mean_RM[rows] += sums_rM / size
+            variance_RM[rows] += spread_rM / ((size - 1) * size)
+    t_RM = np.full_like(mean_RM, np.inf)
+    return np.divide(abs(mean_RM), np.sqrt(variance_RM), out=t_RM, where=variance_RM > 0)
 
 
 def bootstrap(means_P: np.ndarray, strata_P: np.ndarray, seed: int, replicates: int) -> np.ndarray:
     """Return replicates_R of the mean over strata of the mean over n - 1 prompts drawn with replacement."""
     whole_P, scale = whole_numbers(means_P)
-    return _mean_of_strata(_sums_of_one(whole_P, strata_P, seed, replicates), np.bincount(strata_P), scale)
-
-
-def _sums_of_one(whole_P: np.ndarray, strata_P: np.ndarray, seed: int, replicates: int) -> list[np.ndarray]:
-    return [sums_R1[:, 0] for sums_R1 in bootstrap_sums(whole_P[:, None], strata_P, seed, replicates)]
+    sizes = np.bincount(strata_P)
+    total_R = np.zeros(replicates)
+    for stratum, size in enumerate(sizes.tolist()):
+        whole_n = whole_P[strata_P == stratum]
+        blocks = _kept(_drawings, size, size - 1, seed, stratum, replicates)
+        total_R += np.concatenate([times_rn @ whole_n for times_rn in blocks]) / (size - 1)
+    return total_R / len(sizes) * scale
 
 
 def _is_guess(means_P: np.ndarray, strata_P: np.ndarray, replicates: int) -> bool:
     return bool(replicates == 0 or np.bincount(strata_P).min() < 2 or np.ptp(means_P) == 0)
 
 
-def bootstrap_sums(whole_PM: np.ndarray, strata_P: np.ndarray, seed: int, replicates: int) -> list[np.ndarray]:
-    """Return for each stratum the sums_RM over n - 1 of its n prompts drawn with replacement.
-
-    All columns see the same draws, so that differences of columns are the bootstrap of their differences."""
-    found = []
-    for stratum, size in enumerate(np.bincount(strata_P).tolist()):
-        whole_nM = whole_PM[strata_P == stratum]
-        blocks = _kept(_drawings, size, seed, stratum, replicates)
-        found.append(np.concatenate([times_rn @ whole_nM for times_rn in blocks]))
-    return found
-
-
-def _drawings(size: int, seed: int, stratum: int, replicates: int) -> Iterator[np.ndarray]:
+def _drawings(size: int, draws: int, seed: int, stratum: int, replicates: int) -> Iterator[np.ndarray]:
     """Yield blocks [r, n] of how often each prompt of a stratum is drawn, float64, R rows in all."""
     bits = np.random.PCG64([seed, stratum])
     for rows in _chunks(replicates, size):
         # 32 random bits b give the index floor(b n / 2^32): uneven by less than n / 2^32.
-        b = bits.random_raw((rows.stop - rows.start) * (size - 1)) >> np.uint64(32)
-        index = ((b * np.uint64(size)) >> np.uint64(32)).astype(np.intp).reshape(-1, size - 1)
+        b = bits.random_raw((rows.stop - rows.start) * draws) >> np.uint64(32)
+        index = ((b * np.uint64(size)) >> np.uint64(32)).astype(np.intp).reshape(-1, draws)
         index += np.arange(len(index))[:, None] * size
         times = np.bincount(index.ravel(), minlength=len(index) * size)
         yield times.reshape(-1, size).astype(np.float64)
-
-
-def _mean_of_strata(sums: Sequence[np.ndarray], sizes: np.ndarray, scale: float) -> np.ndarray:
-    total_R = np.zeros(len(sums[0]))
-    for sums_R, size in zip(sums, sizes.tolist(), strict=True):
-        total_R += sums_R / (size - 1)
-    return total_R / len(sizes) * scale
 
 
 def bca_levels(

@@ -4,7 +4,8 @@ Images of one prompt are not independent, prompts are: so every random draw move
 
     point      mean over the images of a prompt, then over prompts; for "categories" over the prompts of a
                category, then the unweighted mean of categories
-    interval   95 %, bootstrap over prompts, stratified by category for "categories"
+    interval   95 %, bootstrap over prompts, stratified by category for "categories": BCa of a value, bootstrap-t of
+               a paired difference
     test       paired over (prompt, seed): sign flips of the prompts' mean differences, two-sided mid-p
     bands      models whose difference survives max-T over all pairs; "2-4" = two or more places are possible
 
@@ -22,7 +23,7 @@ from typing import Literal
 
 import numpy as np
 
-from leaderboards.resampling import LEVEL, bca_interval, difference_interval, max_t, sign_flip_p
+from leaderboards.resampling import LEVEL, bca_interval, difference_margins, max_t, sign_flip_p
 from leaderboards.schema import ResultError
 
 Aggregate = Literal["prompts", "categories"]
@@ -82,6 +83,15 @@ class Comparison:
     n_prompts: int
     n_pairs: int
     n_unpaired: int
+
+    @classmethod
+    def of(
+        cls, prompts: "PromptMeans", margin: float | None, p: float, n_pairs: int, n_unpaired: int
+    ) -> "Comparison":
+        """Return what the differences of prompts come to; margin: half the width of their interval."""
+        difference = prompts.mean()
+        low, high = (None, None) if margin is None else (difference - margin, difference + margin)
+        return cls(difference, low, high, p, len(prompts.means_P), n_pairs, n_unpaired)
 
 
 def estimate(
@@ -160,11 +170,11 @@ def compare(
     Raises ResultError where they share none, or a key occurs twice."""
     pair = align([a, b], "nothing to compare: no (prompt, seed) occurs in both")
     (prompts,) = pair.means(pair.values_NM[:, :1] - pair.values_NM[:, 1:], aggregate)
-    low, high = difference_interval(prompts.means_P, prompts.strata_P, seed, replicates)
+    (margin,) = difference_margins(prompts.means_P[:, None], prompts.strata_P, seed, replicates)
     p = sign_flip_p(prompts.means_P * prompts.weights_P(), seed, replicates)
     pairs = len(pair.prompt_ids)
     unpaired = len(a.values_N) + len(b.values_N) - 2 * pairs
-    return Comparison(prompts.mean(), low, high, p, len(prompts.means_P), pairs, unpaired)
+    return Comparison.of(prompts, margin, p, pairs, unpaired)
 
 
 def holm(p_values: Sequence[float]) -> list[float]:

@@ -1,5 +1,6 @@
 """Known cases, invariances and coverage of the statistics."""
 
+import itertools
 import math
 from typing import Any
 
@@ -7,6 +8,7 @@ import numpy as np
 import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
+from scipy.special import stdtrit
 
 from leaderboards import resampling
 from leaderboards.schema import ResultError
@@ -228,21 +230,87 @@ def test_levels_of_few_prompts_stay_levels() -> None:
     assert 0 < low < high == 1.0
 
 
-def test_mid_quantiles_are_ranks_without_ties_and_interpolate_steps() -> None:
-    assert resampling.mid_quantile(np.arange(999.0), 0.025, 0) == 24
-    assert resampling.mid_quantile(np.arange(999.0), 0.975, 0) == 974
-    steps = np.repeat([0.0, 1.0], [300, 699])  # mean places 149.5 and 649
-    assert resampling.mid_quantile(steps, (0.25 * (149.5 + 1) + 0.75 * (649 + 1)) / 1000, 0) == pytest.approx(0.75)
-    assert [resampling.mid_quantile(steps, level, 0) for level in (0.0, 0.1, 0.99, 1.0)] == [0, 0, 1, 1]
+def margin(d_P: np.ndarray, strata_P: np.ndarray | None = None, replicates: int = 999) -> float | None:
+    strata_P = np.zeros(len(d_P), int) if strata_P is None else strata_P
+    return resampling.difference_margins(d_P[:, None], strata_P, 0, replicates)[0]
 
 
 def test_interval_of_a_difference_turns_its_sign_with_its_sides() -> None:
-    """The draws are of the same prompts, and no correction tells one side from the other."""
     draw = np.random.default_rng(13)
-    d_P, strata_P = draw.integers(-1, 2, size=60).astype(float), np.zeros(60, int)
-    low, high = resampling.difference_interval(d_P, strata_P, 0, 999)
-    assert low is not None and high is not None
-    assert resampling.difference_interval(-d_P, strata_P, 0, 999) == pytest.approx((-high, -low), abs=1e-12)
+    a, b = (scores_of(draw.integers(0, 2, size=(60, 1)).astype(float)) for _ in "ab")
+    one, other = compare(a, b), compare(b, a)
+    assert one.low is not None and other.high is not None
+    assert (one.low, one.high) == (-other.high, -other.low if other.low is not None else None)
+
+
+def test_bootstrap_t_on_a_worked_case() -> None:
+    """Differences 0 and 1 of two prompts: half of the resamples do not vary, the others are the sample itself; so q
+    is Student's of one degree of freedom, and s = 1 / 2."""
+    found = margin(np.array([0.0, 1.0]))
+    assert found == pytest.approx(12.7062047 / 2, rel=1e-6)
+
+
+def test_bootstrap_t_of_strata_against_a_plain_loop() -> None:
+    """Three prompts and four: every resample of them, each with its own standard error."""
+    strata_P, d_P = np.repeat([0, 1], [3, 4]), np.array([0.0, 1.0, 5.0, 2.0, 2.5, 4.0, 9.0])
+    groups = [d_P[strata_P == s] for s in (0, 1)]
+
+    def error(parts: list[np.ndarray]) -> float:
+        return math.sqrt(sum(part.var(ddof=1) / len(part) for part in parts)) / 2
+
+    def drawn(group: np.ndarray) -> list[np.ndarray]:
+        return [group[list(index)] for index in itertools.product(range(len(group)), repeat=len(group))]
+
+    t = []
+    for parts in itertools.product(drawn(groups[0]), drawn(groups[1])):
+        off = abs(sum(part.mean() for part in parts) - sum(group.mean() for group in groups)) / 2
+        t.append(off / error(list(parts)) if error(list(parts)) else math.inf)
+    q = np.quantile(t, 0.95, method="inverted_cdf")
+    assert margin(d_P, strata_P, 99_999) == pytest.approx(q * error(groups), rel=0.03)
+
+
+def test_margins_have_the_unit_of_the_differences_and_no_place() -> None:
+    d_P = np.random.default_rng(14).standard_t(3, size=80)
+    found = margin(d_P)
+    assert found is not None
+    assert margin(d_P * 1e-9) == pytest.approx(found * 1e-9, rel=1e-5)
+    assert margin(d_P + 1e4) == pytest.approx(found, rel=1e-5)
+    assert margin(d_P, replicates=0) is None
+
+
+@pytest.mark.parametrize("prompts", range(301, 320))
+def test_of_two_prompts_that_differ_among_hundreds_the_interval_is_students(prompts: int) -> None:
+    """One resample in seven holds neither of them: the bootstrap cannot tell q."""
+    d_P = np.zeros(prompts)
+    d_P[:2] = 1.0
+    expected = stdtrit(prompts - 1, 0.975) * d_P.std(ddof=1) / math.sqrt(prompts)
+    assert margin(d_P) == pytest.approx(expected, rel=1e-5)
+
+
+@given(st.integers(0, 2**32))
+def test_of_three_prompts_the_interval_is_students(seed: int) -> None:
+    """One resample in nine is three times the same prompt."""
+    d_P = np.random.default_rng(seed).normal(size=3)
+    assert margin(d_P, replicates=199) == pytest.approx(4.3026527 * d_P.std(ddof=1) / math.sqrt(3), rel=1e-5)
+
+
+@pytest.mark.parametrize("shift", [0.0, 0.1, 1 / 3])
+def test_prompts_that_differ_by_rounding_alone_have_no_interval(shift: float) -> None:
+    base_P = np.random.default_rng(15).random(1000)
+    assert margin((base_P + shift) - base_P) is None
+    assert margin(np.array([0.5] * 39 + [0.5 + 2.0**-44])) is None
+
+
+def test_intervals_of_differences_cover_as_often_as_they_say() -> None:
+    draw, runs, held = np.random.default_rng(16), 400, {"bootstrap-t": 0, "normal": 0}
+    for run in range(runs):
+        d_P = draw.exponential(size=12) - draw.exponential(size=12)
+        (found,) = resampling.difference_margins(d_P[:, None], np.zeros(12, int), run, 399)
+        assert found is not None
+        held["bootstrap-t"] += abs(d_P.mean()) <= found
+        held["normal"] += abs(d_P.mean()) <= 1.96 * d_P.std() / math.sqrt(12)
+    assert abs(held["bootstrap-t"] / runs - 0.95) <= 2.5 * math.sqrt(0.95 * 0.05 / runs)
+    assert held["normal"] / runs < 0.95 - 2.5 * math.sqrt(0.95 * 0.05 / runs)  # the case can tell
 
 
 def test_p_is_one_between_equal_models_and_the_interval_is_left_out() -> None:

@@ -24,3 +24,15 @@ def test_an_interval_that_is_too_narrow_is_told(monkeypatch: pytest.MonkeyPatch)
     monkeypatch.setattr(resampling, "LEVEL", 0.80)
     assert study.rate("skewed", 100, "coverage", runs=120, replicates=199).verdict == "OFF"
     assert study.rate("skewed", 30, "coverage", runs=60, replicates=199).verdict == "shown only"
+
+
+def test_what_is_off_is_drawn_anew_once_in_narrower_bounds(monkeypatch: pytest.MonkeyPatch) -> None:
+    case = ("skewed", 100, "coverage")
+    monkeypatch.setitem(study.QUESTIONS, "coverage", (lambda data, prompts, replicates, run: run >= 20, 0.95))
+    chance = study.judged(case, runs=20, replicates=9)  # wrong in all of 20, right in all of the 80 that follow
+    assert [(one.runs, one.found) for one in chance] == [(20, 0.0), (80, 1.0)]
+    assert chance[1].error == pytest.approx(chance[0].error / 2)
+    monkeypatch.setitem(study.QUESTIONS, "coverage", (lambda data, prompts, replicates, run: False, 0.95))
+    assert [one.verdict for one in study.judged(case, runs=20, replicates=9)] == ["OFF", "OFF"]
+    monkeypatch.setitem(study.QUESTIONS, "coverage", (lambda data, prompts, replicates, run: run % 20 > 0, 0.95))
+    assert [one.verdict for one in study.judged(case, runs=20, replicates=9)] == ["ok"]

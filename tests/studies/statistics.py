@@ -10,7 +10,9 @@ Truth is known by construction; every run draws new prompts and images. For each
     familywise   how often bands at 5 % separate any two of five models that do not differ
 
 A rate is judged where there are at least 100 prompts: it must lie within two standard errors of its nominal value,
-the error being that of `--runs` draws. Fewer prompts are shown, not judged. Exit code 1 where a judged rate is off.
+the error being that of its draws. Of 48 rates that are nominal in truth, two or three are off by chance: what is off
+after `--runs` draws is drawn anew, once, with AGAIN times as many fresh seeds, and judged by these alone, in bounds
+that much narrower. Both are shown. Fewer prompts are shown, not judged. Exit code 1 where a rate is off again.
 """
 
 import math
@@ -28,6 +30,7 @@ from rich.table import Table
 from leaderboards.statistics import Scores, compare, estimate, rank_bands
 
 JUDGED_FROM = 100  # prompts
+AGAIN = 4
 MODELS = 5
 IMAGES = 4
 Draw = np.random.Generator
@@ -124,9 +127,9 @@ QUESTIONS: dict[str, tuple[Callable[[Data, int, int, int], bool], float]] = {
 }
 
 
-def rate(kind: str, prompts: int, what: str, runs: int, replicates: int) -> Rate:
+def rate(kind: str, prompts: int, what: str, runs: int, replicates: int, first: int = 0) -> Rate:
     ask, nominal = QUESTIONS[what]
-    hits = sum(ask(KINDS[kind], prompts, replicates, run) for run in range(runs))
+    hits = sum(ask(KINDS[kind], prompts, replicates, run) for run in range(first, first + runs))
     return Rate(kind=kind, prompts=prompts, what=what, nominal=nominal, found=hits / runs, runs=runs)
 
 
@@ -143,23 +146,34 @@ def study(
     """
     cases = [(kind, n, what) for kind in KINDS for n in prompts for what in QUESTIONS]
     table = Table(
-        title=f"{runs} draws, {replicates} resamples; judged from {JUDGED_FROM} prompts: ± two standard errors"
+        title=f"{replicates} resamples; judged from {JUDGED_FROM} prompts: ± two standard errors, drawn anew once"
     )
-    for heading in ("data", "prompts", "rate", "nominal", "found", "allowed", "verdict"):
+    for heading in ("data", "prompts", "rate", "draws", "nominal", "found", "allowed", "verdict"):
         table.add_column(heading, justify="left" if heading in ("data", "rate", "verdict") else "right")
     off = 0
     with ProcessPoolExecutor(workers) as pool:
-        for one in pool.map(partial(_case, runs=runs, replicates=replicates), cases):
-            cells = (f"{one.nominal:.3f}", f"{one.found:.4f}", f"± {2 * one.error:.4f}", one.verdict)
-            print(one.kind, one.prompts, one.what, *cells, file=sys.stderr, flush=True)  # as they come
-            table.add_row(one.kind, str(one.prompts), one.what, *cells)
-            off += one.verdict == "OFF"
+        for found in pool.map(partial(judged, runs=runs, replicates=replicates), cases):
+            for one in found:
+                cells = (
+                    str(one.runs),
+                    f"{one.nominal:.3f}",
+                    f"{one.found:.4f}",
+                    f"± {2 * one.error:.4f}",
+                    one.verdict,
+                )
+                print(one.kind, one.prompts, one.what, *cells, file=sys.stderr, flush=True)  # as they come
+                table.add_row(one.kind, str(one.prompts), one.what, *cells)
+            off += found[-1].verdict == "OFF"
     Console().print(table)
     return 1 if off else 0
 
 
-def _case(case: tuple[str, int, str], runs: int, replicates: int) -> Rate:
-    return rate(*case, runs=runs, replicates=replicates)
+def judged(case: tuple[str, int, str], runs: int, replicates: int) -> list[Rate]:
+    """Return a rate and, where it is off, the one of fresh draws that decides."""
+    found = [rate(*case, runs=runs, replicates=replicates)]
+    if found[0].verdict == "OFF":
+        found.append(rate(*case, runs=AGAIN * runs, replicates=replicates, first=runs))
+    return found
 
 
 if __name__ == "__main__":
