@@ -20,7 +20,7 @@ from typing import ClassVar
 import torch
 from torch import Tensor
 
-from metrics.base import Batch, Card, Features, PerImage, Prompt, Rows, UserError, register
+from metrics.base import Batch, Card, Features, PerImage, Prompt, ReadsRecords, Rows, UserError, register
 from metrics.clip import NO_GAP
 from metrics.encoders.dino_classifier import CLASSES
 
@@ -60,11 +60,15 @@ def asked_class(prompt: Prompt) -> int:
     return number
 
 
-class DinoClass(PerImage):
+class DinoClass(PerImage, ReadsRecords):
     """Base of the variants: a card and the key of log p."""
 
     card: ClassVar[Card]
     features: ClassVar[tuple[str]]
+
+    def check_prompt(self, prompt: Prompt) -> None:
+        """Raise UserError where a prompt names no class."""
+        asked_class(prompt)
 
     def measure(self, features: Features, batch: Batch) -> Rows:
         """Return {"score": log p_B of each image's own class}. Raises UserError where a prompt names none."""

@@ -11,7 +11,7 @@ import torch.nn.functional as F
 from torch import Tensor
 
 import metrics
-from metrics.base import Prompt, UserError
+from metrics.base import Prompt, UserError, make, unfit_prompts
 from metrics.dino_class import asked_class
 from metrics.encoders import dino
 from metrics.encoders.dino_classifier import HEAD_FILE, PICTURES
@@ -141,6 +141,14 @@ def test_a_prompt_names_its_class_itself_or_beside_it() -> None:
     for wrong in ("golden retriever", "1000", "-1", "2.5", "²"):
         with pytest.raises(UserError, match=r"names no ImageNet class; write its number, 0 to 999"):
             asked_class(Prompt(text=wrong))
+
+
+def test_prompts_without_a_class_are_found_before_anything_is_drawn() -> None:
+    prompts = [Prompt(text=text) for text in ("207", "a cat", "1000")]
+    unfit = unfit_prompts(make("dino_class"), prompts)
+    assert unfit.startswith(
+        "2 of 3 prompts cannot be judged (first: dino_class: prompt 'a cat' names no ImageNet class"
+    )
 
 
 def test_another_class_gets_another_score(pictures: list[Any]) -> None:
