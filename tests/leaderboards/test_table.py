@@ -6,7 +6,7 @@ from typing import Any
 
 import pytest
 
-from leaderboards.columns import band_text, number, trained_on
+from leaderboards.columns import band_replicates, band_text, number, trained_on
 from leaderboards.store import read_board
 from leaderboards.table import SuiteTable, suite_table, to_markdown
 from tests.leaderboards.conftest import evidence_table, metric_of, result_of, training
@@ -115,3 +115,7 @@ def test_markup_in_names_is_inert_in_markdown(add: Add, table: Callable[[], Suit
 def test_numbers_and_bands_read_well() -> None:
     assert [number(x) for x in (0.8124, -1.0341, 12345.0, None)] == ["0.812", "-1.034", "1.234e+04", "–"]
     assert [band_text(x) for x in ((1, 1), (2, 4), None)] == ["1", "2–4", ""]
+
+
+def test_bands_of_very_many_models_take_fewer_draws_so_that_a_board_costs_no_more_a_model() -> None:
+    assert [band_replicates(models) for models in (1, 21, 100, 200, 224, 1000)] == [4999, 4999, 4999, 1249, 999, 999]
