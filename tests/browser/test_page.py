@@ -23,6 +23,7 @@ playwright = pytest.importorskip("playwright.sync_api", reason="tox -e browser b
 CHROMIUM = os.environ.get("CHROMIUM") or shutil.which("chromium") or shutil.which("google-chrome")
 pytestmark = pytest.mark.skipif(CHROMIUM is None, reason="no Chromium: set CHROMIUM to its program")
 HOSTILE = "<img src=x onerror=alert(1)> \u05d0\u05d1\u05d2 " + "long" * 30
+ENDLESS = "long" * 2400  # a prompt may have 10,000 characters
 
 
 @pytest.fixture(scope="session")
@@ -37,7 +38,7 @@ def browser() -> Iterator["playwright.Browser"]:
 def site(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """A board of three models, one of them trained on a reward, and its page."""
     folder = tmp_path_factory.mktemp("board")
-    captions = [sample.model_copy(update={"prompt": f"{HOSTILE} {sample.prompt}"}) for sample in gallery()]
+    captions = [sample.model_copy(update={"prompt": f"{HOSTILE} {ENDLESS} {sample.prompt}"}) for sample in gallery()]
     student = {"base": "teacher", "method": "rtdmd", "trained_on": ["score"], "training": training()}
     for seed, (name, rate, model, pictures) in enumerate(
         [("teacher", 0.95, {}, gallery()), ("student", 0.5, student, captions), (HOSTILE, 0.1, {"method": "<b>"}, [])]
@@ -45,7 +46,7 @@ def site(tmp_path_factory: pytest.TempPathFactory) -> Path:
         rows = evidence_table(rate, seed)
         publish(result_of(rows, name, model=model), rows, folder / "results", pictures)
     notes = MetricNotes(description=f"How right it is. {HOSTILE}", fooled_by="Blobs of paint.", source="<b>us</b>")
-    texts = {f"prompt-{n:02d}": f"{HOSTILE} the whole text of {n}" for n in range(12)}
+    texts = {f"prompt-{n:02d}": f"{HOSTILE} {ENDLESS if n < 3 else ''} the whole text of {n}" for n in range(12)}
     add_about(folder / "results" / "tiny", About(prompts={"compose": texts}, metrics={"judge": notes}))
     build(folder / "results", folder / "site")
     return folder / "site"
