@@ -66,8 +66,9 @@ def difference_margins(means_PM: np.ndarray, strata_P: np.ndarray, seed: int, re
         place = min(math.ceil(LEVEL * (replicates + 1)), replicates) - 1
         for about_P, (_, scale), q in zip(about_PM.T, told, np.partition(t_RM, place, axis=0)[place], strict=True):
             error = math.sqrt(_variance(about_P, strata_P)) * scale / len(sizes)
-            freely = q if np.isfinite(q) or error == 0 else expanded_z(about_P / sizes[strata_P], strata_P)
-            found.append(float(freely * error) if error else None)
+            if error and not np.isfinite(q):
+                q = expanded_z(about_P / sizes[strata_P], strata_P)
+            found.append(float(q * error) if error else None)
     return found
 
 
