@@ -57,7 +57,8 @@ def test_means_spread_and_differences_are_those_worked_out_by_hand(tmp_path: Pat
     # Prompts 0, 2, 4, 6 were right before; 1 and 5 now are in one training of two, 3 and 7 in both: 3 / 8.
     assert cells.count("+0.375 [") == 2
     low, high = (float(x) for x in cells.split("[")[1].split("]")[0].split(", "))
-    assert 0 <= low < 0.375 < high <= 1
+    # of each category 0, 0, .5, 1: s = .169, and q is wider than Student's 2.447 of six degrees of freedom
+    assert low + high == pytest.approx(0.75, abs=0.002) and 0.169 * 2.447 < high - 0.375 < 0.169 * 3.5
 
 
 def test_a_board_without_the_study_says_so(tmp_path: Path) -> None:
