@@ -128,14 +128,17 @@ def claim_folder(folder: Path, method: str, run: RunConfig, free: frozenset[str]
     settings = {"method": method, **as_table(run)}
     if not path.is_file():
         folder.mkdir(parents=True, exist_ok=True)
-        write_text(path, json.dumps(settings, indent=2, sort_keys=True) + "\n")
+        write_text(path, json.dumps(settings, indent=2) + "\n")  # not sorted: the order of stages is a setting, too
         return
     advice = "use another --out, or start over with --no-resume"
     try:
         stored = read_settings(path)
     except UserError as error:
         raise UserError(f"{error}; {advice}") from error
-    for key, (old, new) in _differences(stored, settings).items():
+    differences = _differences(stored, settings)
+    if list(stored["stages"]) != list(settings["stages"]):
+        differences.setdefault("stages", (list(stored["stages"]), list(settings["stages"])))
+    for key, (old, new) in differences.items():
         if not free & {key, key.partition(".")[0]}:
             raise UserError(f"{path}: {key} was {old!r}, now {new!r}; {advice}")
 

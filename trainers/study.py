@@ -175,7 +175,7 @@ def stages_digest(table: dict[str, Any], last: str) -> str:
 
     Rewards belong to it: the canary scores them, and a stage may train on them."""
     names = list(table["stages"])
-    stages = {name: table["stages"][name] for name in names[: names.index(last) + 1]}
+    stages = [(name, table["stages"][name]) for name in names[: names.index(last) + 1]]
     outside = ("name", "benchmark", "export", "stages")
     decisive = {key: value for key, value in table.items() if key not in outside} | {"stages": stages}
     decisive["backbone"] = {key: value for key, value in table["backbone"].items() if key != "name"}

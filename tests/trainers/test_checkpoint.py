@@ -17,6 +17,7 @@ from trainers.checkpoint import (
     forget_run,
     held,
     keep_state,
+    read_settings,
     replaced_folder,
     save_state,
     stage_state,
@@ -141,6 +142,19 @@ def test_a_key_that_is_no_more_is_named(tmp_path: Path) -> None:
     (tmp_path / SETTINGS).write_text(json.dumps({**stored, "momentum": 0.5}))
     with pytest.raises(UserError, match=r"run.json: unknown key 'momentum'; .* use another --out"):
         claim_folder(tmp_path, "rtdmd", RUN)
+
+
+def test_a_run_continues_whatever_its_stages_are_called_and_never_in_another_order(tmp_path: Path) -> None:
+    """A later stage whose name comes first in the alphabet, and whose teacher is the student before it."""
+    stages = {"reinforce": StageConfig(iterations=1), "distil": StageConfig(iterations=1, teacher_from="previous")}
+    run = replace(RUN, stages=stages)
+    for _ in "ab":
+        claim_folder(tmp_path, "grpo", run)
+    assert list(read_settings(tmp_path / SETTINGS)["stages"]) == ["reinforce", "distil"]
+    one = StageConfig(iterations=1)
+    claim_folder(tmp_path / "other", "grpo", replace(RUN, stages={"a": one, "b": one}))
+    with pytest.raises(UserError, match=r"stages was \['a', 'b'\], now \['b', 'a'\]"):
+        claim_folder(tmp_path / "other", "grpo", replace(RUN, stages={"b": one, "a": one}))
 
 
 def test_another_method_or_seed_is_refused_and_another_name_is_not(tmp_path: Path) -> None:
