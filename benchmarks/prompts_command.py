@@ -102,17 +102,14 @@ def list_sets(names: Iterable[str], folder: Path | None) -> Iterator[str]:
 
 
 def _place(name: str, entry: DeclaredSet, folder: Path | None) -> str:
+    absent = "no"
     try:
         find_file(name, entry, folder)
-    except MissingPrompts:
-        return "no"
-    except UserError:
-        return "damaged"
-    try:
         if entry.questions:
+            absent = "questions: no"
             find_questions(name, entry.questions, folder)
     except MissingPrompts:
-        return "questions: no"
+        return absent
     except UserError:
         return "damaged"
     return "shipped" if entry.shipped and not entry.questions else "yes"
