@@ -60,6 +60,10 @@ class Draws:
         """Return levels in [low, high), one per sample of x, shaped [B, 1, ...]."""
         return _levels(self.rows(len(x), lambda n, own: torch.rand(n, generator=own)), low, high, x)
 
+    def indices(self, rows: int, count: int) -> Tensor:
+        """Return whole numbers in [0, count), one for each of `rows` samples, on the CPU."""
+        return self.rows(rows, lambda n, own: torch.randint(count, (n,), generator=own))
+
     def index(self, count: int) -> int:
         """Return a whole number in [0, count), the same in every process."""
         return int(torch.randint(count, (1,), generator=self.shared))

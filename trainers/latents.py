@@ -108,7 +108,7 @@ class TeacherSamples:
             everyones = self._world.gather_list([prompt.text for prompt in prompts])
             self._draw(everyones[: self._settings.count - len(self._z)])
         texts = [text for batch in self._batches for text in batch]
-        rows = draws.rows(count, lambda n, own: torch.randint(len(texts), (n,), generator=own))
+        rows = draws.indices(count, len(texts))
         z, x0 = (kept[rows].to(self._backbone.device) for kept in (self._z, self._x0))
         return Pairs(z, x0, [Prompt(text=texts[row]) for row in rows.tolist()])
 
@@ -167,7 +167,7 @@ class PictureLatents:
     def take(self, prompts: Sequence[Prompt], draws: Draws) -> tuple[Tensor, list[Prompt]]:
         """See `RealLatents`. Pictures are cut to the model's size. Raises UserError where one cannot be read."""
         count = len(self._paths)
-        rows = draws.rows(len(prompts), lambda n, own: torch.randint(count, (n,), generator=own))
+        rows = draws.indices(len(prompts), count)
         paths = [self._paths[row] for row in rows.tolist()]
         size = (self._backbone.protocol().width, self._backbone.protocol().height)
         fitted = [ImageOps.fit(read_image(path), size, Image.Resampling.LANCZOS) for path in paths]

@@ -52,7 +52,7 @@ def renoised_rollout(
 
     scale: the factor of unit noise that the sampler begins with."""
     steps = rollout(student, scale * z, protocol, lambda _: draws.normal_like(z))
-    k_B = draws.rows(len(z), lambda n, own: torch.randint(len(steps), (n,), generator=own)).to(z.device)
+    k_B = draws.indices(len(z), len(steps)).to(z.device)
     if simulation == "predictions":
         x0 = torch.stack([step.x0 for step in steps])[k_B, torch.arange(len(z), device=z.device)]
     else:
