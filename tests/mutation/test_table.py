@@ -12,7 +12,7 @@ from tests.mutation.trainers import ROOT, SHARED, SURVIVED, Copy, Mutation, dige
 
 MUTATIONS = read_table()
 METHODS = ("dmd", "dmd2", "discriminator", "dmd_lpips", "ac_dmd", "subgrpo", "rtdmd", "dmdr", "dynamic", "rt_dm",
-           "renoised", "refl", "grpo", "dpo", "dp_dmd", "first_step", "learner", "backbones/lora")  # fmt: skip
+           "renoised", "refl", "grpo", "dpo", "dp_dmd", "first_step", "tdm", "learner", "backbones/lora")  # fmt: skip
 
 
 @pytest.mark.parametrize("mutation", MUTATIONS, ids=lambda mutation: mutation.name)

@@ -45,6 +45,7 @@ METHODS: dict[str, list[dict[str, Any]]] = {
     "dmd_gan": [DISTIL | {"teacher_samples": PAIRS}],
     "dmd_lpips": [DISTIL | {"teacher_samples": PAIRS, "lpips": {"distance": "micro_perceptual", "batch_size": 2}}],
     "dp_dmd": [DISTIL | {"first_step": {"weight": 0.05, "k_anchor": 1, "teacher_steps": 3}}],
+    "tdm": [{"batch_size": 2, "guidance_scale": 2.0, "fake_score": FAST}],
     "dmdr": [
         DISTIL | {"phase": "rt_dm"},
         DISTIL | {"phase": "joint", "rl": "refl"},

@@ -24,6 +24,7 @@ from trainers.learner import EmaConfig, OptimiserConfig
 from trainers.rewards import RewardBank
 from trainers.rollout import rollout
 from trainers.rtdmd import ColdStartConfig, Rtdmd, RtdmdConfig
+from trainers.tdm import Tdm, TdmConfig
 
 SDXL = {"beta_start": 0.00085, "beta_end": 0.012, "beta_schedule": "scaled_linear", "num_train_timesteps": 1000}
 
@@ -142,6 +143,9 @@ STARTS: dict[str, Callable[[WatchedBackbone], RolesTrainer]] = {
             detach_after_first=False, first_step=FirstStepConfig(weight=0.0),
         ),
         backbone, RewardBank([], {}), World(),
+    ),
+    "tdm": lambda backbone: Tdm(
+        TdmConfig(sampler=ONE_STEP, batch_size=512), backbone, RewardBank([], {}), World(),
     ),
     "rtdmd": lambda backbone: Rtdmd(
         RtdmdConfig(sampler=ONE_STEP, cold_start=ColdStartConfig(batch_size=512, fake_score_updates=1)),

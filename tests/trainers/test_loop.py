@@ -135,6 +135,7 @@ def test_a_reward_that_is_only_watched_was_not_trained_on(
         ("dmd", {}, False),
         ("dmd2", {}, False),
         ("dp_dmd", {}, False),
+        ("tdm", {}, False),
         ("refl", {}, True),
         ("grpo", {}, True),
         ("dpo", {}, True),

@@ -28,6 +28,7 @@ TEXTS = ["a red circle", "a blue square", "a green cross", "two red squares"]
 METHODS: dict[str, dict[str, Any]] = {
     "dmd": {"batch_size": 2, "fake_score_updates": 2, "guidance_scale": 3.0},
     "dp_dmd": {"batch_size": 2, "fake_score_updates": 1, "first_step": {"weight": 0.05, "k_anchor": 2}},
+    "tdm": {"batch_size": 2, "guidance_scale": 3.0},
     "dmdr": {"phase": "joint", "batch_size": 2, "fake_score_updates": 1},
     "rtdmd": {"phase": "reinforce", "reinforce": {"groups": 2, "group_size": 3, "microbatch": 2}},
 }
