@@ -9,6 +9,7 @@ digest (of an endpoint: the model's name) stands in the evidence.
 Axes: B images of a batch, P pairs of image and question, K candidates of one pair.
 """
 
+import re
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from typing import Protocol
@@ -72,12 +73,12 @@ def ask_dpg(answerer: Answerer, images: Sequence[np.ndarray], prompts: Sequence[
 
 
 def yes_or_no(answer: Answer) -> str:
-    """Return "yes" where its spellings have more mass than those of "no"; by the text where masses are not known.
+    """Return "yes" where its spellings have more mass than those of "no"; by the first word where none is known.
 
     Raises: UserError where it is neither: such an answer says nothing of the picture."""
     if answer.masses is None:
-        word = answer.text.strip().lower()
-        said = (word.startswith("yes"), word.startswith("no"))
+        first = re.findall(r"\w+", answer.text.lower())[:1]
+        said = (first == ["yes"], first == ["no"])
     else:
         half = len(YES_OR_NO) // 2
         yes, no = sum(answer.masses[:half]), sum(answer.masses[half:])

@@ -216,9 +216,10 @@ def test_geneval2_needs_masses_and_dpg_can_do_with_text(server: Server, tmp_path
     with pytest.raises(UserError, match="an endpoint needs logprobs"):
         ask_geneval2(client, [IMAGE], [prompt])
     assert yes_or_no(Answer(" Yes")) == "yes"
-    assert yes_or_no(Answer("No.")) == "no"
+    assert yes_or_no(Answer("**No.** There is none")) == "no"
     assert yes_or_no(Answer("yes", (0.25, 0, 0, 0, 0.25, 0, 0, 0))) == "no"  # a tie, as specified
-    for neither in (Answer("I see"), Answer("", ()), Answer("I", (0.0,) * 8)):
+    texts = ("I see", "Not sure", "none", "...", "")
+    for neither in (*map(Answer, texts), Answer("", ()), Answer("I", (0.0,) * 8)):
         with pytest.raises(UserError, match="neither yes nor no"):
             yes_or_no(neither)
 
