@@ -109,7 +109,8 @@ class Loop:
     def train(self, until: float = math.inf) -> Path:
         """Run every stage that is not finished; return the folder of the exported student.
 
-        until: a moment of time.monotonic(); raises Paused after the first iteration that ends beyond it."""
+        until: a moment of the main process's time.monotonic(); raises Paused after the first iteration that ends
+        beyond it."""
         self._until = until
         names = list(self.run.stages)
         state = load_state(self.folder, PARTS)
@@ -186,7 +187,7 @@ class Loop:
                 if position.iteration % run.log_every == 0:
                     self._log(position, self._mean(logs))
                 progress.show(done, position.iteration, logs)
-                late = time.monotonic() >= self._until
+                late = self._is_late()
                 if (late or position.iteration % run.checkpoint_every == 0) and self._fraction(stage, position) < 1:
                     self._checkpoint(trainer, position)
                     if late:
@@ -198,6 +199,13 @@ class Loop:
             self._checkpoint(trainer, position)
         if self.accelerator.is_main_process and position.stage != list(run.stages)[-1]:
             keep_state(self.folder, position.stage)
+
+    def _is_late(self) -> bool:
+        """Return whether the time is up: to every process the same, for all must pause at one iteration."""
+        if self._until == math.inf:
+            return False
+        (late,) = broadcast_object_list([time.monotonic() >= self._until])
+        return bool(late)
 
     def _step(self, trainer: Trainer, iteration: int) -> dict[str, float]:
         """Train on this process's share of the next prompts; count the passes of all processes."""

@@ -4,6 +4,7 @@ import json
 import os
 import shutil
 import signal
+import time
 from collections.abc import Callable, Sequence
 from dataclasses import replace
 from pathlib import Path
@@ -27,7 +28,7 @@ from trainers import loop as loop_module
 from trainers.base import World
 from trainers.checkpoint import begun_with
 from trainers.config import CanaryConfig, RunConfig
-from trainers.loop import Loop
+from trainers.loop import Loop, Paused
 from trainers.rewards import RewardBank, RewardConfig
 
 COUNTS = (1, 2, 3)
@@ -166,6 +167,19 @@ def logs_agree(one: Path, other: Path, rel: float) -> bool:
         assert mine.pop("stage") == theirs.pop("stage")
         assert mine == pytest.approx(theirs, rel=rel, abs=rel)
     return True
+
+
+def test_all_processes_pause_when_the_clock_of_the_first_says_so(run_of: Make, tmp_path: Path) -> None:
+    """Clocks differ from machine to machine: one that went on alone would wait for the others for ever."""
+    run = run_of("grpo", 2, "float32")
+
+    def work(rank: int) -> None:
+        with pytest.raises(Paused):
+            Loop("grpo", run, tmp_path / "run").train(until=0.0 if rank == 0 else time.monotonic() + 3600)
+
+    assert forked(2, work) == [0, 0]
+    assert [line["iteration"] for line in log_lines(tmp_path / "run")] == [1]
+    assert (tmp_path / "run" / "checkpoint.pt").exists()
 
 
 @pytest.mark.parametrize("method", METHODS)
