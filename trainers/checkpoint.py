@@ -19,17 +19,21 @@ from trainers.config import RunConfig
 STATE, SETTINGS, LOG, LOCK = "checkpoint.pt", "run.json", "log.jsonl", "run.lock"
 
 
+class Occupied(UserError):
+    """Another process is at work in a run's folder."""
+
+
 @contextmanager
 def held(folder: Path) -> Iterator[None]:
     """Keep other starts out of a run's folder; the system frees it when this process dies, however it dies.
 
-    Raises UserError where another one is at work."""
+    Raises Occupied where another one is at work."""
     folder.mkdir(parents=True, exist_ok=True)
     lock = FileLock(folder / LOCK)
     try:
         lock.acquire(timeout=0)
     except Timeout as error:
-        raise UserError(f"{folder}: another process is training here; wait for it, or use another --out") from error
+        raise Occupied(f"{folder}: another process is training here; wait for it, or use another --out") from error
     try:
         yield
     finally:

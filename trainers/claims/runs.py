@@ -16,7 +16,7 @@ from typing import Any
 
 from benchmarks.config import UserError
 from leaderboards.store import file_stem
-from trainers.checkpoint import SETTINGS, STATE, held, is_held, read_settings, stage_state, write_text
+from trainers.checkpoint import SETTINGS, STATE, Occupied, held, is_held, read_settings, stage_state, write_text
 from trainers.claims.finished import STUDENT_RECORD, Done, read_log
 from trainers.claims.plan import Study
 from trainers.claims.schedule import UNTRAINED, Item, ordered
@@ -147,8 +147,8 @@ class Runs:
 
         print(f"{item.name} …", file=sys.stderr, flush=True)
         try:
-            if item.seed != UNTRAINED and not self._train(item, until):
-                return
+            if item.seed != UNTRAINED:
+                self._train(item, until)
             told: dict[str, Any] = {}
             if self.study.plan.arms[item.arm].benchmark:
                 if item.seed != UNTRAINED and time.monotonic() + self.benchmark_seconds > until:
@@ -159,6 +159,8 @@ class Runs:
             self._tidy(item)
         except Paused:
             print(f"{item.name}: time is up; the same command continues it", file=sys.stderr)
+        except Occupied as error:  # by a call that was quicker
+            print(error, file=sys.stderr)
         except UserError as error:
             print(f"{item.name}: {error}", file=sys.stderr)
             self.failed[item] = str(error)
@@ -175,21 +177,18 @@ class Runs:
                 elif (path.parent / "done").exists() and first.parent == self.place(item):
                     path.unlink(missing_ok=True)
 
-    def _train(self, item: Item, until: float) -> bool:
-        """Train an item to its end; return False where another call is at work on it."""
+    def _train(self, item: Item, until: float) -> None:
+        """Train an item to its end.
+
+        Raises Paused where the time is up, Occupied where another call is at work on it."""
         from trainers.run import train
 
         method, run = self.study.run(item.arm, item.seed)
         place = self.place(item)
-        try:
-            with held(place):
-                donate_stage(method, run, place)
-        except UserError as error:
-            print(error, file=sys.stderr)
-            return False
+        with held(place):
+            donate_stage(method, run, place)
         if not (place / STUDENT_RECORD).exists():
             train(method, run, place, where=f"{self.study.path}: arms.{item.arm}", until=until)
-        return True
 
     def _benchmark(self, item: Item) -> float:
         """Put an item through the suite; return the seconds that took."""

@@ -172,6 +172,17 @@ def test_what_another_call_is_at_work_on_is_left_to_it(stage: Stage) -> None:
     assert stage.study().claims[0].seeds == [0, 1, 2]
 
 
+def test_a_call_that_comes_an_instant_too_late_leaves_the_run_to_the_other(
+    stage: Stage, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    taken = stage.folder / "runs" / "plain-s0"
+    monkeypatch.setattr("trainers.claims.runs.is_held", lambda folder: False)  # it looked just before
+    with held(taken):
+        assert stage.call(hours=1.0) == 0
+    assert "plain-s0" not in stage.trainings.calls and not (taken / "done").exists()
+    assert stage.study().claims[0].seeds == [1, 2]
+
+
 def test_a_cold_start_that_another_call_is_training_is_waited_for(stage: Stage) -> None:
     folder = stage.folder / "runs"
     runs = Runs(write_plan(stage.folder), folder)
