@@ -20,6 +20,8 @@ from collections.abc import Callable
 from dataclasses import dataclass
 
 import numpy as np
+from scipy.optimize import brentq
+from scipy.stats import nct as noncentral_t
 from scipy.stats import t as student_t
 
 from leaderboards.resampling import LEVEL
@@ -55,7 +57,7 @@ class SeedEffect:
         there is none. None where nothing varied: then there is no error to reckon with."""
         if not self.error:
             return None
-        reach = self._probability((smallest - self.half_width) / self.error)
+        reach = self._reach(smallest / self.error)
         if claimed == "near":
             return max(0.0, 2 * reach - 1)
         return reach
@@ -64,10 +66,14 @@ class SeedEffect:
         """Return the smallest true difference whose interval would leave 0 with probability 80 %."""
         if not self.error:
             return None
-        return self.half_width + float(student_t.ppf(POWER, self.freedom)) * self.error
+        most = 3 * self.half_width / self.error + 10  # of a single degree of freedom it is 1.3 times the half width
+        return self.error * float(brentq(lambda errors: self._reach(errors) - POWER, 0.0, most))
 
-    def _probability(self, t: float) -> float:
-        return float(student_t.cdf(t, self.freedom))
+    def _reach(self, errors: float) -> float:
+        """Return the probability that the interval around a difference of so many standard errors lies above 0.
+
+        The interval's width varies with the difference: a noncentral t, exact where only the seeds vary."""
+        return float(noncentral_t.sf(self.half_width / self.error, self.freedom, errors))
 
 
 def effect(d_SP: np.ndarray) -> SeedEffect:

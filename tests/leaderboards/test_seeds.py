@@ -7,7 +7,7 @@ import pytest
 from scipy import stats
 
 from leaderboards.schema import ResultError
-from leaderboards.seeds import coverage, effect, mean_squares
+from leaderboards.seeds import SeedEffect, coverage, effect, mean_squares
 
 ONLY_SEEDS, ONLY_PROMPTS, ONLY_REST = (1.0, 0.0, 1e-6), (0.0, 1.0, 1e-6), (0.0, 0.0, 1.0)
 EQUAL_SHARES = (0.07, 0.3, 0.5)  # of 60 prompts and 3 seeds: the error of the mean comes from all three alike
@@ -69,6 +69,35 @@ def test_a_detectable_difference_is_detected_four_times_of_five() -> None:
     detectable = np.mean([effect(drawn(0.0)).detectable() for _ in range(200)])
     found = np.mean([effect(drawn(float(detectable))).low > 0 for _ in range(400)])
     assert 0.72 < found < 0.92
+
+
+# Of the seeds' effect, of the prompts', of the rest; the last number: how far the approximation may be off
+@pytest.mark.parametrize("seeds", [3, 5])
+@pytest.mark.parametrize(
+    ("deviations", "off"), [((0.1, 0.0, 0.0), 0.0), ((0.0, 0.0, 0.5), 0.0), ((0.03, 0.3, 0.5), 0.06)]
+)
+@pytest.mark.parametrize("errors", [1.0, 2.0, 4.0])
+def test_power_is_how_often_a_true_difference_is_found(
+    seeds: int, deviations: tuple[float, float, float], off: float, errors: float
+) -> None:
+    draw, prompts, runs = np.random.default_rng(3), 60, 2000
+    of_seeds, of_prompts, of_rest = deviations
+    parts = (of_seeds**2 / seeds + of_rest**2 / (seeds * prompts), of_prompts**2 / prompts)
+    quantiles = [stats.t.ppf(0.975, n - 1) for n in (seeds, prompts)]
+    known = SeedEffect(
+        value=0.0, error=sum(parts) ** 0.5, seeds=seeds, prompts=prompts,
+        half_width=sum(q**2 * part for q, part in zip(quantiles, parts, strict=True)) ** 0.5,
+        freedom=sum(parts) ** 2 / (parts[0] ** 2 / (seeds - 1) + parts[1] ** 2 / (prompts - 1)),
+    )  # fmt: skip
+    found = 0
+    for _ in range(runs):
+        d_SP = errors * known.error + of_seeds * draw.standard_normal((seeds, 1))
+        d_SP = (
+            d_SP + of_prompts * draw.standard_normal((1, prompts)) + of_rest * draw.standard_normal((seeds, prompts))
+        )
+        found += effect(d_SP).low > 0
+    power = known.power("above", errors * known.error)
+    assert power is not None and abs(found / runs - power) < off + 3 * (power * (1 - power) / runs) ** 0.5
 
 
 def test_power_grows_with_what_would_matter_and_asks_more_of_equality() -> None:
