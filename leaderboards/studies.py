@@ -83,6 +83,7 @@ class Point(Strict):
 
 class Series(Strict):
     name: Name
+    measure: str = ""  # what it is of, where a figure shows several measures
     points: Annotated[list[Point], Field(min_length=1, max_length=10_000)]
 
 

@@ -49,16 +49,29 @@ def test_pictures_are_drawn_again_from_the_json_alone(tmp_path: Path, capsys: py
 
 
 @pytest.mark.parametrize(
-    ("points", "x_type", "marks"),
+    ("points", "along", "type_", "marks"),
     [
-        (POINTS, "quantitative", ["area", "line"]),
-        ([POINTS[0] | {"x": "a"}, POINTS[1] | {"x": "b"}], "nominal", ["rule", "point"]),
-        (POINTS[:1], "quantitative", ["rule", "point"]),
-        ([{"x": 1, "y": 2.0}, {"x": 2, "y": 3.0}], "quantitative", ["line"]),
+        (POINTS, "x", "quantitative", ["area", "line"]),
+        ([POINTS[0] | {"x": "a"}, POINTS[1] | {"x": "b"}], "y", "nominal", ["rule", "point"]),
+        (POINTS[:1], "x", "quantitative", ["rule", "point"]),
+        ([{"x": 1, "y": 2.0}, {"x": 2, "y": 3.0}], "x", "quantitative", ["line"]),
     ],
 )
-def test_lines_over_numbers_and_intervals_beside_names(points: list[dict], x_type: str, marks: list[str]) -> None:
+def test_lines_over_numbers_and_intervals_beside_names(
+    points: list[dict], along: str, type_: str, marks: list[str]
+) -> None:
     figure = Figure.model_validate(FIGURE | {"series": [{"name": "n", "points": points}]})
     spec = json.loads(json.dumps(vega_lite(figure)))
     assert [layer["mark"]["type"] for layer in spec["layer"]] == marks
-    assert {layer["encoding"]["x"]["type"] for layer in spec["layer"]} == {x_type}
+    for layer in spec["layer"]:
+        assert (layer["encoding"][along]["type"], layer["encoding"][along]["field"]) == (type_, "x")
+
+
+def test_what_a_line_is_of_shows_in_its_dash_and_a_lone_point_in_its_shape() -> None:
+    two = [{"name": "n", "measure": of, "points": POINTS} for of in ("reward", "held out")]
+    area, line = vega_lite(Figure.model_validate(FIGURE | {"series": two}))["layer"]
+    assert line["encoding"]["strokeDash"]["field"] == area["encoding"]["detail"]["field"] == "measure"
+    lone = [{"name": name, "points": POINTS[:1]} for name in ("a", "b")]
+    *_, point = vega_lite(Figure.model_validate(FIGURE | {"series": lone}))["layer"]
+    assert point["encoding"]["shape"]["field"] == point["encoding"]["color"]["field"] == "name"
+    assert "strokeDash" not in point["encoding"]

@@ -18,7 +18,7 @@ import statistics
 from collections import defaultdict
 from collections.abc import Callable, Sequence
 from itertools import pairwise
-from typing import Any
+from typing import Any, Literal
 
 import numpy as np
 
@@ -83,19 +83,22 @@ def metrics_of(measure: str) -> tuple[list[str], list[str]]:
     return ([], arguments) if name in NUMBERS else ([measure], [])
 
 
-def curve(run: Done, metric: str, stage: str = "") -> list[tuple[int, float]]:
+def curve(
+    run: Done, metric: str, stage: str = "", over: Literal["iteration", "passes"] = "iteration"
+) -> list[tuple[int, float]]:
     """Return (iteration, value) of a canary metric over a training, or over one of its stages and where that began.
 
-    Of "spread:<reward>": the reward's spread in the training batches of the last stage, iterations of that stage."""
+    Of "spread:<reward>": the reward's spread in the training batches of the last stage, iterations of that stage.
+    over "passes": (network passes since the training began, value)."""
     kind, _, reward = metric.partition(":")
     if kind == "spread":
         key = f"reward_std/{reward}"
-        return [(line["iteration"], line[key]) for line in run.last_stage() if key in line]
+        return [(line[over], line[key]) for line in run.last_stage() if key in line]
     points = [point for point in run.training.curves if metric in point]
     if stage:  # the canary measures the end of a stage, which is the next one's start
         own = [place for place, point in enumerate(points) if point["stage"] == stage]
         points = points[max(0, own[0] - 1) : own[-1] + 1] if own else []
-    return [(int(str(point["iteration"])), float(str(point[metric]))) for point in points]
+    return [(int(str(point[over])), float(str(point[metric]))) for point in points]
 
 
 def first_spread(run: Done, metric: str) -> float:

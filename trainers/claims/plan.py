@@ -81,7 +81,7 @@ class ClaimConfig:
 class FigureConfig:
     """One figure.
 
-    curves   canary metrics of the arms over their iterations: mean of the seeds, and their range
+    curves   canary metrics of the arms over their iterations or passes: mean of the seeds, and their range
     bars     a measure of each arm, with its interval
     sweep    the same over numbers x, one for each arm
     scatter  two measures of each arm, one on each axis
@@ -96,6 +96,7 @@ class FigureConfig:
     x_title: str = ""
     y_title: str = ""
     stage: str = ""  # of curves: only this stage; "" = all
+    over: Literal["iteration", "passes"] = "iteration"  # of curves
     normalised: bool = False  # of curves: mean over the measures of (value - first value) / first spread
 
     def __post_init__(self) -> None:

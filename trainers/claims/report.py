@@ -108,7 +108,7 @@ def _axes(figure: FigureConfig) -> tuple[str, str]:
     told = [described(measure, metric_title)[0] for measure in figure.measures]
     if figure.kind == "scatter":
         return told[0], told[1]
-    x = {"curves": "iteration", "bars": "", "sweep": ""}[figure.kind]
+    x = {"iteration": "iteration", "passes": "network passes"}[figure.over] if figure.kind == "curves" else ""
     y = "mean gain in standard deviations of images" if figure.normalised else ", ".join(told)
     return figure.x_title or x, figure.y_title or y
 
@@ -118,24 +118,24 @@ def _curves(runs: Runs, figure: FigureConfig) -> Iterator[Series]:
         finished = _finished(runs, arm)
         if not finished:
             continue
-        measured = {one: [curve(run, one, figure.stage) for run in finished] for one in figure.measures}
+        measured = {one: [curve(run, one, figure.stage, figure.over) for run in finished] for one in figure.measures}
         if figure.normalised:
             measured = {"": [_normalised(figure, run) for run in finished]}
         for measure, curves in measured.items():
-            name = f"{runs.study.title(arm)}: {metric_title(measure)}" if len(measured) > 1 else runs.study.title(arm)
             points = [_point([at[i] for at in curves]) for i in range(min(map(len, curves)))]
             if points:
-                yield Series(name=name, points=points)
+                of = metric_title(measure) if len(measured) > 1 else ""
+                yield Series(name=runs.study.title(arm), measure=of, points=points)
 
 
 def _normalised(figure: FigureConfig, run: Done) -> list[tuple[int, float]]:
-    """Return (iteration, mean over the measures of the gain since the first point of the figure)."""
+    """Return (iteration or passes, mean over the measures of the gain since the first point of the figure)."""
     gains = defaultdict(list)
     for measure in figure.measures:
-        points, spread = curve(run, measure, figure.stage), first_spread(run, measure)
-        for iteration, value in points:
-            gains[iteration].append((value - points[0][1]) / spread)
-    return [(iteration, float(np.mean(values))) for iteration, values in gains.items()]
+        points, spread = curve(run, measure, figure.stage, figure.over), first_spread(run, measure)
+        for at, value in points:
+            gains[at].append((value - points[0][1]) / spread)
+    return [(at, float(np.mean(values))) for at, values in gains.items()]
 
 
 def _point(seeds: Sequence[tuple[int, float]]) -> Point:

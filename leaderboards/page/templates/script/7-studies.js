@@ -10,25 +10,42 @@ const balance = (value, low, high, reach, middle = 0) => {
   mark.style.left = at(value);
   return h("span", { class: "balance", "aria-hidden": "true" }, bar, mark);
 };
+// Seven, where colours come again after eight: shape and colour together tell many series apart.
+const SHAPES = ["circle", "square", "cross", "diamond", "triangle-up", "triangle-down", "triangle-right"];
+// Lines over numbers, points of two numbers, intervals of names one below the other; as leaderboards/study_report.py.
 const figureOf = (figure) => {
-  const values = figure.series.flatMap((s) => s.points.map((p) => ({ ...p, name: s.name })));
-  const named = values.some((v) => typeof v.x === "string"), several = figure.series.length > 1;
-  const x = { field: "x", type: named ? "nominal" : "quantitative", title: figure.x, sort: null, axis: { grid: false, labelAngle: 0 }, scale: named ? undefined : { zero: false } };
-  const y = { field: "y", type: "quantitative", title: figure.y, scale: { zero: false } };
-  const color = several ? { field: "name", title: null, sort: null } : { value: colour("s1") };
-  const told = values.some((v) => v.low !== null);
-  const spec = { height: 220, data: { values }, layer: [
-    ...(told ? [{ mark: named ? { type: "rule", strokeWidth: 2, opacity: 0.6 } : { type: "area", opacity: 0.16 }, encoding: { x, y: { ...y, field: "low" }, y2: { field: "high" }, color } }] : []),
-    { mark: named ? { type: "point", filled: true, size: 80, opacity: 1 } : { type: "line", strokeWidth: 2, point: { size: 24, filled: true } }, encoding: { x, y, color, tooltip: [{ field: "name" }, { field: "x" }, { field: "y", format: ".4f" }, { field: "low", format: ".4f" }, { field: "high", format: ".4f" }] } },
+  const values = figure.series.flatMap((s) => s.points.map((p) => ({ ...p, name: s.name, measure: s.measure })));
+  const named = values.some((v) => typeof v.x === "string"), lonely = named || figure.series.every((s) => s.points.length === 1);
+  const longest = Math.max(...figure.series.map((s) => s.name.length)), card = room() / across(494, 3) - 120;
+  const legend = { columns: Math.max(1, Math.floor(card / (7.2 * longest + 30))), labelLimit: card - 20, symbolOpacity: 1 };
+  const byName = { field: "name", type: "nominal", title: null, sort: null, legend };
+  const numeric = (title) => ({ type: "quantitative", title: title || null, scale: { zero: false } });
+  const place = named ? { field: "x", type: "nominal", title: figure.x || null, sort: null, axis: { labelLimit: card / 2 } } : { field: "x", ...numeric(figure.x), axis: { grid: false } };
+  const size = { field: "y", ...numeric(figure.y) }, [along, up] = named ? ["y", "x"] : ["x", "y"];
+  const several = figure.series.length > 1, tint = several ? byName : { value: colour("s1") };
+  const shared = { [along]: place }, marked = { ...shared, color: tint, [up]: size };
+  if (!named && lonely && several) marked.shape = { ...byName, scale: { range: SHAPES } };
+  if (new Set(figure.series.map((s) => s.measure)).size > 1) {
+    marked.strokeDash = { ...byName, field: "measure", legend: { ...legend, symbolSize: 300, symbolStrokeColor: colour("ink") } };
+    shared.detail = { field: "measure" };
+  }
+  // As a stroke, lest the legend of points fall into one of colours and one of shapes
+  const drawn = lonely && several ? { stroke: { ...tint, legend: null } } : { color: tint };
+  const interval = lonely ? { type: "rule", strokeWidth: 2, opacity: 0.6 } : { type: "area", opacity: 0.16 };
+  const mark = lonely ? { type: "point", filled: true, size: 80, opacity: 1 } : { type: "line", strokeWidth: 2, ...(shared.detail ? {} : { point: { size: 24, filled: true } }) };
+  const tooltip = [{ field: "name" }, ...(shared.detail ? [{ field: "measure" }] : []), { field: "x", format: lonely && !named ? ".4f" : undefined }, ...["y", "low", "high"].map((field) => ({ field, format: ".4f" }))];
+  const spec = { height: named ? { step: 30 } : 220, data: { values }, layer: [
+    ...(values.some((v) => v.low !== null) ? [{ mark: interval, encoding: { ...shared, ...drawn, [up]: { ...size, field: "low" }, [`${up}2`]: { field: "high" } } }] : []),
+    { mark, encoding: { ...marked, tooltip } },
   ] };
   return h("figure", {}, h("figcaption", { class: "quiet" }, figure.title), plot(spec, figure.title));
 };
 const claimOf = (claim) => {
   const e = claim.effect, reach = e ? Math.max(Math.abs(e.low), Math.abs(e.high), e.smallest) : 1;
   return h("article", { class: "card claim", id: `claim-${claim.id}` },
-    h("h3", {}, h("span", { class: `verdict-chip ${OUTCOME[claim.verdict]}` }, claim.verdict), " ", claim.statement),
+    h("h4", {}, h("span", { class: `verdict-chip ${OUTCOME[claim.verdict]}` }, claim.verdict), " ", claim.statement),
     h("p", { class: "quiet" }, `${claim.source.paper}, ${claim.source.where}`),
-    h("p", {}, h("bdi", {}, claim.arms[0]), " − ", h("bdi", {}, claim.arms[1]), e ? [`: ${e.measure} `, h("strong", {}, signed(e.value)), ` ${e.unit}, 95 % ${number(e.low)} to ${number(e.high)}; claimed to lie ${e.claimed} 0, and to matter from ${number(e.smallest)}.`] : "."),
+    h("p", {}, h("bdi", {}, claim.arms[0]), " − ", h("bdi", {}, claim.arms[1]), e ? [`: ${e.measure} `, h("strong", {}, signed(e.value)), `${e.unit ? ` ${e.unit}` : ""}, 95 % ${number(e.low)} to ${number(e.high)}; claimed to lie ${e.claimed} 0, and to matter from ${number(e.smallest)}.`] : "."),
     e ? balance(e.value, e.low, e.high, reach) : null,
     claim.figure ? figureOf(claim.figure) : null,
     h("p", { class: "quiet" }, `${claim.seeds.length}${claim.seeds.length < claim.seeds_needed ? ` of ${claim.seeds_needed}` : ""} seeds of training`, claim.prompts ? `, ${claim.prompts} prompts × ${claim.images_per_prompt} pictures` : "", claim.power === null ? "; power unknown" : `; power ${Math.round(100 * claim.power)} % for a difference that matters`, claim.detectable === null ? "" : `, 80 % from ${number(claim.detectable)} on`, claim.notes ? `. ${claim.notes}` : "."));
@@ -46,8 +63,11 @@ fewstep.views.claims = {
       h("div", { class: "tools" }, select("Verdict", wanted, [["", "all"], ...Object.keys(OUTCOME).map((v) => [v, v])], (verdict) => state.set({ verdict }))),
       studies.map((study) => [studyHead(study),
         h("p", {}, counts(study).map(([v, n]) => [h("span", { class: `verdict-chip ${OUTCOME[v]}` }, `${n} ${v}`), " "])),
-        h("div", { class: "cards wide" }, study.claims.filter((c) => !wanted || c.verdict === wanted).map(claimOf)),
-        wanted ? null : h("div", { class: "cards wide" }, study.figures.map((figure) => h("article", { class: "card" }, figureOf(figure))))]),
+        [["Headline claims", true], ["Further claims", false]].map(([title, headline]) => {
+          const chosen = study.claims.filter((c) => c.headline === headline && (!wanted || c.verdict === wanted));
+          return chosen.length ? [h("h3", {}, title), h("div", { class: "cards wide" }, chosen.map(claimOf))] : null;
+        }),
+        wanted || !study.figures.length ? null : [h("h3", {}, "Figures"), h("div", { class: "cards wide" }, study.figures.map((figure) => h("article", { class: "card" }, figureOf(figure))))]]),
       h("p", { class: "quiet" }, "holds: the whole interval lies where the claim says. does not hold: the whole interval lies where it does not, or below what would matter. undecided: neither; the study cannot tell. not judged: too few seeds."),
     ];
   },
