@@ -242,6 +242,29 @@ class RolesTrainer:
         self.roles.load_state_dict(state)
 
 
+class DistillationTrainer(RolesTrainer):
+    """What methods of distribution matching have in common: a student and a fake score, and no term with a reward."""
+
+    @classmethod
+    def trains_on_rewards(cls, config: Any) -> bool:
+        """Return that distribution matching alone knows none."""
+        return False
+
+    def __init__(
+        self,
+        config: Any,
+        backbone: Backbone,
+        world: World,
+        sampler: SamplerConfig,
+        *,
+        extra: Mapping[str, Sequence[nn.Parameter]] | None = None,
+    ) -> None:
+        """config: has student, fake_score, ema and batch_size. sampler: the student's. extra: see `Roles`."""
+        self.roles = Roles(backbone, config.student, config.fake_score, config.ema, world, extra=extra)
+        self.prompts_per_step = config.batch_size
+        self._protocol = sampler.protocol(backbone.protocol())
+
+
 class Trainer(Protocol):
     """The interface of a trainer; see the module's docstring."""
 

@@ -9,7 +9,7 @@ Axes: B samples, then any latent axes; levels t are [B, 1, ...] or floats.
 """
 
 from collections.abc import Callable, Mapping, Sequence
-from typing import Any, Literal
+from typing import Literal
 
 import torch
 from torch import Tensor, nn
@@ -18,7 +18,7 @@ from benchmarks.config import config
 from benchmarks.protocol import Protocol
 from metrics.base import Prompt
 from trainers.backbones.base import Backbone
-from trainers.base import Logs, Networks, Roles, RolesTrainer, SamplerConfig, World, register
+from trainers.base import DistillationTrainer, Logs, Networks, SamplerConfig, World, register
 from trainers.draws import Draws
 from trainers.flow import RenoiseLaw, Velocity, interpolate, x0_from_v
 from trainers.learner import EmaConfig, Learner, OptimiserConfig
@@ -156,15 +156,10 @@ class DmdConfig:
 
 
 @register("dmd")
-class Dmd(RolesTrainer):
+class Dmd(DistillationTrainer):
     """The baseline trainer: distribution matching alone."""
 
     Config = DmdConfig
-
-    @classmethod
-    def trains_on_rewards(cls, config: Any) -> bool:
-        """Return that distribution matching alone knows none."""
-        return False
 
     def __init__(
         self,
@@ -176,10 +171,8 @@ class Dmd(RolesTrainer):
         extra: Mapping[str, Sequence[nn.Parameter]] | None = None,
     ) -> None:
         """extra: more parameters of "student" or "fake_score", trained by its optimiser."""
+        super().__init__(config, backbone, world, config.sampler, extra=extra)
         self.config = config
-        self.roles = Roles(backbone, config.student, config.fake_score, config.ema, world, extra=extra)
-        self.prompts_per_step = config.batch_size
-        self._protocol = config.sampler.protocol(backbone.protocol())
 
     def step(self, prompts: Sequence[Prompt], iteration: int) -> Logs:
         """Update the fake score, and at every R-th iteration the student."""

@@ -22,7 +22,7 @@ from torch import Tensor
 from benchmarks.config import config
 from metrics.base import Prompt
 from trainers.backbones.base import Backbone
-from trainers.base import Logs, Networks, Roles, RolesTrainer, SamplerConfig, World, register
+from trainers.base import DistillationTrainer, Logs, Networks, SamplerConfig, World, register
 from trainers.dmd import Normaliser, Prediction, descend, fake_score_loss, student_loss
 from trainers.first_step import FirstStepConfig, first_step_loss
 from trainers.flow import RenoiseLaw
@@ -61,21 +61,14 @@ class DpDmdConfig:
 
 
 @register("dp_dmd")
-class DpDmd(RolesTrainer):
+class DpDmd(DistillationTrainer):
     """The trainer of DP-DMD and of its baseline."""
 
     Config = DpDmdConfig
 
-    @classmethod
-    def trains_on_rewards(cls, config: DpDmdConfig) -> bool:
-        """Return that distribution matching alone knows none."""
-        return False
-
     def __init__(self, config: DpDmdConfig, backbone: Backbone, rewards: RewardBank, world: World) -> None:
+        super().__init__(config, backbone, world, laid_out(config.sampler, config.student_schedule))
         self.config = config
-        self.roles = Roles(backbone, config.student, config.fake_score, config.ema, world)
-        self.prompts_per_step = config.batch_size
-        self._protocol = laid_out(config.sampler, config.student_schedule).protocol(backbone.protocol())
 
     def step(self, prompts: Sequence[Prompt], iteration: int) -> Logs:
         """Update the fake score R times, then the student once."""

@@ -31,7 +31,7 @@ from benchmarks.config import config
 from benchmarks.samplers import euler, sigma_grid
 from metrics.base import Prompt, UserError
 from trainers.backbones.base import Backbone
-from trainers.base import Logs, Networks, Roles, RolesTrainer, SamplerConfig, World, register
+from trainers.base import DistillationTrainer, Logs, Networks, SamplerConfig, World, register
 from trainers.dmd import descend, dmd_gradient
 from trainers.draws import Draws
 from trainers.flow import Velocity, eps_from_v, subinterval, x0_from_v
@@ -125,21 +125,14 @@ def fake_score_loss(
 
 
 @register("tdm")
-class Tdm(RolesTrainer):
+class Tdm(DistillationTrainer):
     """The trainer of TDM."""
 
     Config = TdmConfig
 
-    @classmethod
-    def trains_on_rewards(cls, config: TdmConfig) -> bool:
-        """Return that distribution matching alone knows none."""
-        return False
-
     def __init__(self, config: TdmConfig, backbone: Backbone, rewards: RewardBank, world: World) -> None:
+        super().__init__(config, backbone, world, config.sampler)
         self.config = config
-        self.roles = Roles(backbone, config.student, config.fake_score, config.ema, world)
-        self.prompts_per_step = config.batch_size
-        self._protocol = config.sampler.protocol(backbone.protocol())
         _check_levels(sigma_grid(self._protocol), config)
 
     def step(self, prompts: Sequence[Prompt], iteration: int) -> Logs:
