@@ -1,5 +1,6 @@
 """Diffusers folders as diffusers means them: the protocol they default to, and loading them without running code."""
 
+import copy
 import inspect
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
@@ -8,7 +9,7 @@ from pathlib import Path
 from typing import Any
 
 from benchmarks import checkpoints
-from benchmarks.checkpoints import PipelineFiles
+from benchmarks.checkpoints import PipelineFiles, check_pipeline, read_json
 from benchmarks.config import UserError
 from benchmarks.protocol import Dtype, Protocol
 
@@ -141,11 +142,44 @@ def quiet_loading() -> Iterator[None]:
                 library.enable_progress_bar()
 
 
+def load_denoiser(path: Path, like: Any) -> Any:
+    """Return a network of the shape of `like`, frozen, float32, on its device, with the weights at `path`.
+
+    path: a diffusers folder with such a network, or safetensors with all of its weights; see `load_pipeline`.
+    Raises UserError where they do not fit."""
+    kind = type(like).__name__
+    if path.suffix == ".safetensors":
+        network = copy.deepcopy(like)
+        _replace_denoiser(network, path)
+        return network
+    folder = check_pipeline(path).denoiser
+    found = read_json(folder / "config.json").get("_class_name")
+    if found != kind:
+        raise UserError(f"{folder}: a {found}; its base has a {kind}")
+    try:
+        with quiet_loading():
+            network, told = type(like).from_pretrained(
+                str(folder), use_safetensors=True, local_files_only=True, output_loading_info=True
+            )
+    except _LOADING_FAULTS as error:
+        raise UserError(f"{folder}: cannot be loaded ({_first_line(error)}); export the checkpoint again") from error
+    own, wanted = ({name: x.shape for name, x in one.state_dict().items()} for one in (network, like))
+    differing = [*told["missing_keys"], *(name for name in wanted | own if own.get(name) != wanted.get(name))]
+    if differing:
+        raise UserError(
+            f"{folder}: does not fit the {kind} of its base: {differing[0]} is absent or of another shape"
+        )
+    return network.requires_grad_(False).eval().float().to(like.device)
+
+
 def _replace_denoiser(network: Any, path: Path) -> None:
+    from safetensors import SafetensorError
     from safetensors.torch import load_file
 
     try:
         network.load_state_dict(load_file(path))
+    except (OSError, SafetensorError) as error:
+        raise UserError(f"{path}: cannot be read ({_first_line(error)})") from error
     except RuntimeError as error:
         raise UserError(f"{path}: does not fit the {type(network).__name__} of its base") from error
 

@@ -112,11 +112,15 @@ class RunConfig:
             raise ValueError("rewards: an id is listed twice")
         if self.canary.stop.metric in {reward.id for reward in self.rewards}:
             raise ValueError(f"canary.stop.metric {self.canary.stop.metric!r} is trained on: name a held-out metric")
+        if self.backbone.student_path and any(stage.student_from == "teacher" for stage in self.stages.values()):
+            raise ValueError('backbone.student_path is where the student starts: leave student_from = "teacher" out')
         later = [stage.teacher_from == "previous" for stage in self.stages.values()]
         if later[0]:
             raise ValueError('the first stage has none before it: teacher_from must be "base"')
         if any(later) and self.export.weights == "lora":
             raise ValueError('export.weights = "lora" has no base where teacher_from = "previous": use "merged"')
+        if self.backbone.student_path.endswith(".safetensors") and self.export.weights == "lora":
+            raise ValueError('export.weights = "lora" needs a folder as backbone.student_path; use "merged"')
 
 
 def merge(base: Mapping[str, Any], over: Mapping[str, Any]) -> dict[str, Any]:

@@ -26,7 +26,7 @@ from benchmarks.prompts import PromptSet
 from benchmarks.protocol import write_protocol
 from leaderboards.schema import StageRecord
 from leaderboards.schema import Training as TrainingRecord
-from trainers.backbones.base import Backbone
+from trainers.backbones.base import Backbone, BackboneConfig
 from trainers.backbones.base import load as load_backbone
 from trainers.base import Trainer, World, find
 from trainers.canary import Canary
@@ -95,7 +95,7 @@ class Loop:
         if run.canary.stop.metric in self._trained_on:
             raise UserError(f"{where}: canary.stop.metric {run.canary.stop.metric!r} is trained on: name another")
         self._canary = Canary(run.canary, self.rewards.ids, self.accelerator.device)
-        self.backbone = self._load_backbone(run.backbone.path)
+        self.backbone = self._load_backbone(run.backbone)
         if self.accelerator.is_main_process:
             if not resume:
                 forget_run(folder)
@@ -117,7 +117,7 @@ class Loop:
         position = Position(**state["position"]) if state else Position(names[0])
         promoted = [n for n in names[: names.index(position.stage) + 1] if self.run.stages[n].teacher_from != "base"]
         if promoted:
-            self.backbone = self._load_backbone(str(teacher_folder(self.folder, promoted[-1])))
+            self.backbone = self._load_backbone(self._promoted(promoted[-1]))
         trainer = self._make_trainer(position.stage)
         self._restore(trainer, state)
         self._run_stage(trainer, position)
@@ -144,9 +144,13 @@ class Loop:
         self._share = world.share(made.prompts_per_step, "prompts per iteration")
         return made
 
-    def _load_backbone(self, path: str) -> Backbone:
+    def _load_backbone(self, settings: BackboneConfig) -> Backbone:
         torch.manual_seed(self.run.seed)  # of the adapters' initial weights
-        return load_backbone(replace(self.run.backbone, path=path), self.accelerator.device)
+        return load_backbone(settings, self.accelerator.device)
+
+    def _promoted(self, stage: str) -> BackboneConfig:
+        """Return the backbone whose teacher, and the student's start, is the student of the stages before `stage`."""
+        return replace(self.run.backbone, path=str(teacher_folder(self.folder, stage)), student_path="")
 
     def _hand_over(self, previous: Trainer, name: str) -> None:
         """Give the next stage its initial weights; the networks themselves live on in the backbone."""
@@ -169,7 +173,7 @@ class Loop:
         elif self.run.backbone.sharded:
             self._write_student(previous, None, "merged", "float32")
         self.accelerator.wait_for_everyone()
-        self.backbone = self._load_backbone(str(folder))
+        self.backbone = self._load_backbone(self._promoted(name))
         self.backbone.passes = passes
 
     def _run_stage(self, trainer: Trainer, position: Position) -> None:

@@ -16,6 +16,7 @@ from collections import Counter
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import dataclass, replace
+from pathlib import Path
 from typing import Any
 
 import torch
@@ -72,6 +73,9 @@ def plan_training(method: str, run: RunConfig, where: str) -> tuple[list[StagePl
     model = open_model(run.backbone.path)
     if not isinstance(model, Pipeline):
         raise UserError(f"{run.backbone.path}: not a diffusers folder; backbone.path names the base model")
+    start = run.backbone.student_path
+    if start and not Path(start).exists():
+        raise UserError(f"{start}: no such folder or file; backbone.student_path names what the student starts from")
     protocol = model.protocol
     if run.backbone.resolution:
         protocol = replace(protocol, height=run.backbone.resolution, width=run.backbone.resolution)
@@ -161,7 +165,10 @@ def _held_bytes(model: Pipeline, settings: BackboneConfig, processes: int, decod
             width[name] = 0
         if name == "vae" and settings.offload_autoencoder and not decodes:
             width[name] = 0
-    return sum(count * width[name] // parts[name] for name, count in model.components.items())
+    held = dict(model.components)
+    if settings.student_path and settings.training == "lora":
+        held[model.files.denoiser.name] *= 2  # the base, and what the student's adapters lie on
+    return sum(count * width[name] // parts[name] for name, count in held.items())
 
 
 def _trained_bytes(trainer: Trainer, backbone: Rehearsal, costs: ImageCosts, settings: BackboneConfig) -> int:

@@ -124,6 +124,22 @@ def test_parts_of_a_batch_keep_the_graph_of_one(tmp_path: Path) -> None:
     assert whole.bytes - parts.bytes == costs.saved["graph"]  # of two images
 
 
+def test_a_student_with_a_start_of_its_own_holds_a_second_base(tmp_path: Path) -> None:
+    folder = make("sd3", tmp_path / "sd3")
+    run = run_of(folder, "sd3", METHODS["dmd"])
+    own = replace(run, backbone=replace(run.backbone, student_path=str(folder)))
+    (one,), _ = plan_training("dmd", run, "x")
+    (two,), _ = plan_training("dmd", own, "x")
+    network = load(run.backbone, CPU).pipeline.transformer  # type: ignore[attr-defined]
+    base = sum(tensor.numel() for name, tensor in network.state_dict().items() if ".lora_" not in name)
+    assert two.bytes - one.bytes == 4 * base
+    copies = [replace(each, backbone=replace(each.backbone, training="full")) for each in (run, own)]
+    (plain,), (started,) = (plan_training("dmd", each, "x")[0] for each in copies)
+    assert plain.bytes == started.bytes  # the student is a copy anyway
+    with pytest.raises(UserError, match=r"nowhere: no such folder or file; backbone.student_path names"):
+        plan_training("dmd", replace(run, backbone=replace(run.backbone, student_path="nowhere")), "x")
+
+
 def test_a_sharded_base_counts_by_its_part(tmp_path: Path) -> None:
     folder = make("sd3", tmp_path / "sd3")
     run = replace(run_of(folder, "sd3", METHODS["dmd"]), processes=4)

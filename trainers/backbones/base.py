@@ -46,6 +46,9 @@ class BackboneConfig:
 
     kind: str = "sd3"
     path: str  # folder of the base model in diffusers layout
+    # What the student starts from instead of the base: a folder of the same kind, or safetensors with all weights of
+    # its network. Adapters then lie on that network, which is held beside the base. "" = the base
+    student_path: str = ""
     name: str = ""  # of the base, as boards list it: what a student is held against; "" = its folder's
     resolution: int = 0  # pixels of a side; 0 = the folder's own
     training: Literal["lora", "full"] = "lora"
@@ -67,6 +70,8 @@ class BackboneConfig:
     def __post_init__(self) -> None:
         if self.storage == "bfloat16" and (self.training, self.precision) != ("lora", "bfloat16"):
             raise ValueError('storage = "bfloat16" needs training = "lora" and precision = "bfloat16"')
+        if self.sharded and self.student_path:
+            raise ValueError("sharded and student_path exclude each other: there is one base to cut up")
         if self.sharded and self.training != "lora":
             raise ValueError('sharded = true cuts up the frozen base of adapters: it needs training = "lora"')
         if self.microbatch < 0:

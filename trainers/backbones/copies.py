@@ -16,10 +16,12 @@ from trainers.backbones.recompute import checkpointed
 class CopyRoles:
     """Teacher = the network as loaded, frozen; student and fake score = copies of it that train."""
 
-    def __init__(self, network: Any) -> None:
-        self._networks: dict[Role, Any] = {"teacher": network}
+    def __init__(self, network: Any, start: Any = None) -> None:
+        """start: what the student is instead of a copy of the teacher; None = nothing."""
+        self._networks: dict[Role, Any] = {"teacher": network, "student": start or copy.deepcopy(network)}
+        self._networks["fake_score"] = copy.deepcopy(network)
         for role in ("student", "fake_score"):
-            self._networks[role] = copy.deepcopy(network).requires_grad_(True)
+            self._networks[role].requires_grad_(True)
 
     def network(self, role: Role, fake_scale: float | None = None) -> nn.Module:
         """Return a role's network. Raises UserError where an adapter's scale is asked for."""
@@ -31,7 +33,7 @@ class CopyRoles:
         """Return every network there is."""
         return list(self._networks.values())
 
-    def checkpointed(self) -> Callable[..., Any]:
+    def checkpointed(self, role: Role) -> Callable[..., Any]:
         """Return what runs a call again in backward()."""
         return checkpointed(next(self._networks["teacher"].parameters()).device)
 

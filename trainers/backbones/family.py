@@ -22,6 +22,7 @@ import torch
 from torch import Tensor, nn
 
 from benchmarks.config import UserError
+from benchmarks.native import load_denoiser
 from benchmarks.protocol import Protocol
 from benchmarks.samplers import Level
 from trainers.backbones.base import BackboneConfig, Role
@@ -29,6 +30,7 @@ from trainers.backbones.checkpoint import DTYPES, load_base, save_lora, save_mer
 from trainers.backbones.compilation import compile_blocks
 from trainers.backbones.copies import CopyRoles
 from trainers.backbones.lora import AdapterRoles
+from trainers.backbones.own_start import OwnStartRoles
 from trainers.backbones.recompute import attention, checkpointed, run_again
 from trainers.backbones.sharding import shard, whole
 from trainers.flow import guided
@@ -54,11 +56,14 @@ class Family:
             if isinstance(component, nn.Module):
                 component.requires_grad_(False).eval()
         network = getattr(self.pipeline, self.denoiser)
+        start = load_denoiser(Path(settings.student_path), network) if settings.student_path else None
+        for one in (network, start) if start else (network,):
+            if settings.precision == "float64":
+                one.double()
+            if settings.storage == "bfloat16":
+                one.bfloat16()
         if settings.precision == "float64":
-            network.double()
             self.pipeline.vae.double()
-        if settings.storage == "bfloat16":
-            network.bfloat16()
         self._network_class = type(network)
         if settings.sharded:
             for component in self.pipeline.components.values():
@@ -67,7 +72,7 @@ class Family:
             shard(network, device, self.apart(network))
         if settings.offload_autoencoder:
             self.pipeline.vae.to("cpu")
-        self._roles = roles_of(network, settings, device)
+        self._roles = roles_of(network, settings, device, start)
         if settings.compile:
             for role_network in self._roles.networks():
                 compile_blocks(role_network)
@@ -227,12 +232,14 @@ class Family:
 
         folder: None in the processes that only lend their part of a sharded base. Raises UserError where an adapter
         is asked for and there is none."""
-        base = Path(self.settings.path)
+        base, roles = Path(self.settings.path), self._roles
         if weights == "lora":
-            if not isinstance(self._roles, AdapterRoles):
+            if isinstance(roles, CopyRoles):
                 raise UserError('export.weights = "lora" needs backbone.training = "lora"; use "merged"')
+            if isinstance(roles, OwnStartRoles):
+                base, roles = Path(self.settings.student_path), roles.student
             if folder:
-                save_lora(base, folder, self._roles, self.pipeline_class, self.denoiser)
+                save_lora(base, folder, roles, self.pipeline_class, self.denoiser)
             return
         state: dict[str, Tensor] = {}
         for name, tensor in self._roles.merged("student"):
@@ -249,7 +256,7 @@ class Family:
             return self.predict(network, x_t, t, prompts)
 
         with self._autocast(), attention(self.device):
-            return self._in_parts(predicted, self._roles.checkpointed(), x_t.to(self._dtype), t, *prompts).to(
+            return self._in_parts(predicted, self._roles.checkpointed(role), x_t.to(self._dtype), t, *prompts).to(
                 self._dtype
             )
 
@@ -283,16 +290,23 @@ class Family:
         return torch.autocast(self.device.type, torch.bfloat16, enabled=self.settings.precision == "bfloat16")
 
 
-def roles_of(network: Any, settings: BackboneConfig, device: torch.device) -> AdapterRoles | CopyRoles:
-    """Return the roles of a frozen network as the settings ask for them."""
+def roles_of(
+    network: Any, settings: BackboneConfig, device: torch.device, start: Any = None
+) -> AdapterRoles | OwnStartRoles | CopyRoles:
+    """Return the roles of a frozen network as the settings ask for them.
+
+    start: the network that the student starts from instead of this one."""
     if settings.training == "lora":
-        adapters = AdapterRoles(network, settings.lora)
+        adapters = OwnStartRoles(network, start, settings.lora) if start else AdapterRoles(network, settings.lora)
         if settings.gradient_checkpointing:
-            network.enable_gradient_checkpointing(adapters.checkpointed())
+            network.enable_gradient_checkpointing(adapters.checkpointed("fake_score"))
+            if start:
+                start.enable_gradient_checkpointing(adapters.checkpointed("student"))
         return adapters
     if settings.gradient_checkpointing:
-        network.enable_gradient_checkpointing(checkpointed(device))  # before it is copied
-    return CopyRoles(network)
+        for one in (network, start) if start else (network,):
+            one.enable_gradient_checkpointing(checkpointed(device))  # before it is copied
+    return CopyRoles(network, start)
 
 
 def per_image(t: Tensor, x: Tensor) -> Tensor:

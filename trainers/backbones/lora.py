@@ -7,7 +7,7 @@ network is bitwise the frozen one. Source: Hu et al. 2021, arXiv:2106.09685. Mem
 """
 
 import warnings
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import AbstractContextManager, contextmanager
 from typing import Any
 
@@ -27,8 +27,8 @@ ROLES: tuple[Role, ...] = ("student", "fake_score")  # those that are trained
 class AdapterRoles:
     """The roles of one diffusers network; `network(role)` is that network with the role's adapter at work."""
 
-    def __init__(self, network: Any, settings: LoraConfig) -> None:
-        """Attach both adapters. Raises UserError where `targets` names no linear layer."""
+    def __init__(self, network: Any, settings: LoraConfig, trained: Sequence[Role] = ROLES) -> None:
+        """Attach the adapters of the trained roles. Raises UserError where `targets` names no linear layer."""
         targets = _linear_layers(network, settings.targets)
         self.config = peft.LoraConfig(r=settings.rank, lora_alpha=settings.alpha, target_modules=targets)
         self._fake_score_config = peft.LoraConfig(
@@ -36,13 +36,13 @@ class AdapterRoles:
             lora_alpha=settings.fake_score_alpha or settings.alpha,
             target_modules=targets,
         )
-        self._network = network
-        for role in ROLES:
+        self._network, self._trained = network, trained
+        for role in trained:
             self._attach(role)
         self._layers: list[Any] = [layer for layer in network.modules() if isinstance(layer, BaseTunerLayer)]
         for layer in self._layers:
             layer.cast_input_dtype_enabled = False  # autocast casts; peft's own cast would go to float32 and back
-        self._parameters = {role: self._matrices(role) for role in ROLES}
+        self._parameters = {role: self._matrices(role) for role in trained}
         self._active: tuple[Role, float] | None = None  # adapter at work and its scale
 
     def network(self, role: Role, fake_scale: float | None = None) -> nn.Module:
@@ -62,8 +62,8 @@ class AdapterRoles:
         """Return the one network there is."""
         return [self._network]
 
-    def checkpointed(self) -> Callable[..., Any]:
-        """Return what diffusers shall call for gradient checkpointing: blocks keep their adapter."""
+    def checkpointed(self, role: Role) -> Callable[..., Any]:
+        """Return what diffusers shall call for gradient checkpointing: a block keeps its adapter."""
         return checkpointed(next(self._network.parameters()).device, self._as_now)
 
     def keep_reference(self) -> None:
@@ -81,8 +81,8 @@ class AdapterRoles:
         return self._parameters.get(role, [])
 
     def reset(self) -> None:
-        """Make every role the teacher again."""
-        for role in ROLES:
+        """Make every role the bare network again."""
+        for role in self._trained:
             for layer in self._layers:
                 layer.reset_lora_parameters(role, True)
 
@@ -116,7 +116,7 @@ class AdapterRoles:
             peft.inject_adapter_in_model(config, self._network, adapter_name=role)
         for parameter in self._matrices(role):  # peft makes them of the base's dtype
             parameter.data = parameter.data.to(torch.promote_types(parameter.dtype, torch.float32))
-        for trained in ROLES:  # peft freezes those that were there before
+        for trained in self._trained:  # peft freezes those that were there before
             for parameter in self._matrices(trained):
                 parameter.requires_grad_(True)
 
