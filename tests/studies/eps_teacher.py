@@ -1,6 +1,6 @@
 """A small eps-UNet teacher, trained here, that DMD distils into one step: the VP path with learned networks.
 
-    python -m tests.studies.eps_teacher [--teacher-iterations 1500] [--iterations 1500] [--out eps_teacher.json]
+    python -m tests.studies.eps_teacher [--teacher-iterations 1500] [--iterations 1500] [--out FILE]
 
 Data, in the latents of a shrunken SDXL: x0 = s p + 0.2 n, with a pattern p for each of four prompts, a sign s = +-1
 and unit noise n. One step of the teacher from pure noise can only give the mean of both signs, about 0; a distilled
@@ -115,7 +115,7 @@ def main() -> None:
     parser.add_argument("--teacher-iterations", type=int, default=1500)
     parser.add_argument("--iterations", type=int, default=1500)
     parser.add_argument("--batch", type=int, default=64)
-    parser.add_argument("--out", type=Path, default=Path("eps_teacher.json"))
+    parser.add_argument("--out", type=Path, default=Path("build") / "eps_teacher.json")
     arguments = parser.parse_args()
     torch.manual_seed(0)
     with tempfile.TemporaryDirectory() as scratch:
@@ -130,6 +130,7 @@ def main() -> None:
         with trainer.roles.student.averaged():
             found["student, 1 step"] = measured(backbone, "student", 1)
     settings = {key: value for key, value in vars(arguments).items() if key != "out"}
+    arguments.out.parent.mkdir(parents=True, exist_ok=True)
     arguments.out.write_text(json.dumps({"settings": settings, "data": {"noise": SPREAD}} | found, indent=2) + "\n")
     for name, row in found.items():
         print(name.ljust(18), "  ".join(f"{key} {value:.3f}" for key, value in row.items()))
