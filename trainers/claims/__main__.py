@@ -6,6 +6,9 @@
 Called again it goes on: finished runs are left alone, an unfinished training continues, further seeds are added. It
 may be stopped at any moment; --hours 0 only writes the study. Calls at the same time share the work:
 what one of them trains, or a cold start that it is training, the others leave to it.
+
+What a finished run leaves of numbers is kept beside the study (<study>/runs/*.json), on whatever machine it was
+trained: runs that stand there are not trained again. To repeat all of it: --study build/again.json.
 """
 
 import sys
@@ -25,6 +28,7 @@ from leaderboards.studies import STUDIES, Claims
 from leaderboards.study_report import write_study
 from trainers.claims.measures import check_measures
 from trainers.claims.plan import Study, find_plan, read_study
+from trainers.claims.record import Records
 from trainers.claims.report import claims_of
 from trainers.claims.runs import Runs
 from trainers.claims.schedule import Item, ordered, work_off
@@ -38,7 +42,7 @@ class Arguments:
     hours: float = 0.0  # begin nothing that would not fit; 0 = write the study of what is there
     list: bool = False  # show what is to do and what it takes
     out: Path | None = None  # folder of the runs; default runs/claims-<plan>
-    study: Path | None = None  # the JSON; default leaderboards/studies/<plan>-claims.json
+    study: Path | None = None  # the JSON, beside the records; default leaderboards/studies/<plan>-claims.json
 
 
 def main(arguments: Arguments) -> int:
@@ -47,7 +51,8 @@ def main(arguments: Arguments) -> int:
     path = find_plan(arguments.plan)
     study = read_study(path)
     check_plan(study)
-    runs = Runs(study, arguments.out or Path("runs") / f"claims-{path.stem}")
+    to = arguments.study or STUDIES / f"{path.stem}-claims.json"
+    runs = Runs(study, arguments.out or Path("runs") / f"claims-{path.stem}", Records(to.with_suffix("") / "runs"))
     items = ordered(study)
     if arguments.list:
         show(runs, items)
@@ -62,7 +67,7 @@ def main(arguments: Arguments) -> int:
         run=lambda item: runs.advance(item, until),
     )
     found = claims_of(runs, "tox -e study -- --hours H")
-    for written in write_study(found, arguments.study or STUDIES / f"{path.stem}-claims.json"):
+    for written in write_study(found, to):
         print(written)
     print(summary(found, len(items) - len(waiting), len(items)))
     for item, reason in runs.failed.items():

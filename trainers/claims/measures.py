@@ -15,49 +15,38 @@ training. Axes: S seeds, P prompts.
 
 import math
 import statistics
-from collections import defaultdict
 from collections.abc import Callable, Sequence
 from itertools import pairwise
-from typing import Any, Literal
+from typing import Literal
 
 import numpy as np
 
 from benchmarks.config import UserError
-from leaderboards.statistics import Scores
-from trainers.claims.finished import Done
+from trainers.claims.record import Record
 
 LOGARITHM = "ln of the ratio"
 PASS_TOLERANCE = 0.02  # as a share, or what the last iterations of an arm's stages may go beyond their budgets
 
 
-def differences(measure: str, first: Sequence[Done], second: Sequence[Done]) -> np.ndarray:
+def differences(measure: str, first: Sequence[Record], second: Sequence[Record]) -> np.ndarray:
     """Return d_SP, or d_S of measures that are one number per training; the two sequences are paired by seed.
 
-    Raises UserError where the arms have not measured the same prompts."""
+    Raises UserError where the arms have not measured the same prompts by the same version of a metric."""
+    for metric in metrics_of(measure)[0]:
+        benchmarks = [run.benchmarked for run in (*first, *second)]
+        if len({(one.prompts_digest, one.versions.get(metric)) for one in benchmarks}) > 1:
+            raise UserError(f"{metric}: runs were benchmarked on different prompts, or by different versions of it")
     if measure.startswith("gap:"):
         _, a, b = measure.split(":")
         parts = [differences(one, first, second) / _deviation(one, second) for one in (a, b)]
         return parts[0] - parts[1]
     if ":" in measure or measure in NUMBERS:
         return np.array([number(measure, x) - number(measure, y) for x, y in zip(first, second, strict=True)])
-    means = [[prompt_means(one.scores(measure)) for one in arm] for arm in (first, second)]
-    prompts = sorted(means[0][0])
-    for one in (*means[0], *means[1]):
-        if sorted(one) != prompts:
-            raise UserError(f"{measure}: runs were benchmarked on different prompts; benchmark them by one suite")
-    values = [np.array([[one[prompt] for prompt in prompts] for one in arm]) for arm in means]
+    values = [np.array([one.evidence(measure).means_P for one in arm]) for arm in (first, second)]
     return values[0] - values[1]
 
 
-def prompt_means(scores: Scores) -> dict[str, float]:
-    """Return the mean over the images of each prompt."""
-    found = defaultdict(list)
-    for prompt, value in zip(scores.prompt_ids, scores.values_N.tolist(), strict=True):
-        found[prompt].append(value)
-    return {prompt: math.fsum(values) / len(values) for prompt, values in found.items()}
-
-
-def number(measure: str, run: Done) -> float:
+def number(measure: str, run: Record) -> float:
     """Return a measure that is one number per training."""
     name, _, argument = measure.partition(":")
     return NUMBERS[name](run, argument)
@@ -84,7 +73,7 @@ def metrics_of(measure: str) -> tuple[list[str], list[str]]:
 
 
 def curve(
-    run: Done, metric: str, stage: str = "", over: Literal["iteration", "passes"] = "iteration"
+    run: Record, metric: str, stage: str = "", over: Literal["iteration", "passes"] = "iteration"
 ) -> list[tuple[int, float]]:
     """Return (iteration, value) of a canary metric over a training, or over one of its stages and where that began.
 
@@ -93,23 +82,17 @@ def curve(
     kind, _, reward = metric.partition(":")
     if kind == "spread":
         key = f"reward_std/{reward}"
-        return [(line[over], line[key]) for line in run.last_stage() if key in line]
-    points = [point for point in run.training.curves if metric in point]
+        return [(int(line[over]), line[key]) for line in run.trained.last_stage if key in line]
+    points = [point for point in run.trained.curves if metric in point]
     if stage:  # the canary measures the end of a stage, which is the next one's start
         own = [place for place, point in enumerate(points) if point["stage"] == stage]
         points = points[max(0, own[0] - 1) : own[-1] + 1] if own else []
     return [(int(str(point[over])), float(str(point[metric]))) for point in points]
 
 
-def first_spread(run: Done, metric: str) -> float:
-    """Return the canary's standard deviation over images at the first measurement."""
-    key = f"canary_std/{metric}"
-    return next(line[key] for line in run.log if key in line)
-
-
-def equal_passes(arms: Sequence[Done]) -> str:
+def equal_passes(arms: Sequence[Record]) -> str:
     """Return "" where trainings took equal network passes, else what they took."""
-    passes = {one.name: one.training.network_passes for one in arms}
+    passes = {one.name: one.trained.network_passes for one in arms}
     if not passes:
         return ""
     fewest, last = min(passes.values()), max(map(_last_iterations, arms))
@@ -118,53 +101,49 @@ def equal_passes(arms: Sequence[Done]) -> str:
     return "network passes differ: " + ", ".join(f"{name} {count:,}" for name, count in passes.items())
 
 
-def _last_iterations(run: Done) -> float:
-    return sum(stage.network_passes / max(1, stage.iterations) for stage in run.training.stages)
+def _last_iterations(run: Record) -> float:
+    return sum(stage.network_passes / max(1, stage.iterations) for stage in run.trained.stages)
 
 
-def _deviation(metric: str, arm: Sequence[Done]) -> float:
-    return float(np.concatenate([one.scores(metric).values_N for one in arm]).std())
+def _deviation(metric: str, arm: Sequence[Record]) -> float:
+    """Return the standard deviation of all the images of an arm, of which each run has as many."""
+    runs = [one.evidence(metric) for one in arm]
+    within = statistics.fmean(one.deviation**2 for one in runs)
+    return math.sqrt(within + statistics.pvariance([one.mean for one in runs]))
 
 
-def _set_value(run: Done, metric: str) -> float:
-    value = run.entry.result.tasks[0].metrics[metric].value
-    if value is None:
-        raise UserError(f"{run.name}: no value of {metric}: {run.entry.result.tasks[0].metrics[metric].reason}")
-    return value
-
-
-def _area(run: Done, metric: str) -> float:
-    points = [(float(str(p["passes"])), float(str(p[metric]))) for p in run.training.curves if metric in p]
+def _area(run: Record, metric: str) -> float:
+    points = [(float(str(p["passes"])), float(str(p[metric]))) for p in run.trained.curves if metric in p]
     x, y = np.array(points).T
     return float(np.trapezoid(y, x) / (x[-1] - x[0]))
 
 
-def _roughness(run: Done, metric: str) -> float:
+def _roughness(run: Record, metric: str) -> float:
     values = np.array([value for _, value in curve(run, metric)])
     return float(np.sqrt((np.diff(values[len(values) // 2 :]) ** 2).mean()))
 
 
-def _spread(run: Done, reward: str) -> float:
-    values = [line[f"reward_std/{reward}"] for line in run.last_stage() if f"reward_std/{reward}" in line]
+def _spread(run: Record, reward: str) -> float:
+    values = [line[f"reward_std/{reward}"] for line in run.trained.last_stage if f"reward_std/{reward}" in line]
     return statistics.fmean(values[len(values) // 2 :])
 
 
-def _per_iteration(run: Done, key: Callable[[dict[str, Any]], float]) -> float:
-    lines = run.last_stage()
+def _per_iteration(run: Record, key: Callable[[dict[str, float]], float]) -> float:
+    lines = run.trained.last_stage
     steps = [(key(b) - key(a)) / (b["iteration"] - a["iteration"]) for a, b in pairwise(lines)]
     return math.log(statistics.median(steps))
 
 
-def _gradient_variance(run: Done, _: str) -> float:
-    return math.log(run.last_stage()[-1]["gradient_variance"])
+def _gradient_variance(run: Record, _: str) -> float:
+    return math.log(run.trained.last_stage[-1]["gradient_variance"])
 
 
-NUMBERS: dict[str, Callable[[Done, str], float]] = {
-    "set": _set_value,
+NUMBERS: dict[str, Callable[[Record, str], float]] = {
+    "set": Record.set_value,
     "area": _area,
     "roughness": _roughness,
     "spread": _spread,
-    "seconds_per_iteration": lambda run, _: _per_iteration(run, lambda line: line["volatile"]["time"]),
+    "seconds_per_iteration": lambda run, _: _per_iteration(run, lambda line: line["time"]),
     "passes_per_iteration": lambda run, _: _per_iteration(run, lambda line: line["passes"]),
     "gradient_variance": _gradient_variance,
 }

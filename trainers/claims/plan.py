@@ -9,12 +9,15 @@ A measure is the id of a metric, compared prompt by prompt, or another of those 
 Arms of one claim must have equal budgets of network passes, unless one of them is not trained.
 """
 
+import hashlib
+import json
 from collections.abc import Iterator, Mapping
-from dataclasses import dataclass, field
+from dataclasses import asdict, dataclass, field, replace
 from pathlib import Path
 from typing import Any, Literal
 
 from benchmarks.config import UserError, build, config, nearest, parse_toml
+from benchmarks.suites import read_suite
 from leaderboards.studies import Claimed
 from trainers.config import RunConfig, merge, read_table
 
@@ -139,6 +142,21 @@ class Study:
         """Return (method, run) of an arm's training from one seed."""
         method, table = self.runs[arm]
         return method, build(RunConfig, table | {"name": f"{arm}-s{seed}", "seed": seed}, f"{self.path}: arms.{arm}")
+
+    def digest(self, arm: str, seed: int) -> str:
+        """Return the sha256 of what files say of an arm's training from a seed, and of the pictures it is judged by.
+
+        What a setting is that no file names is the program's own affair, and so are the metrics of the suite: a
+        finished run stays what it is when either grows."""
+        own = self.plan.arms[arm]
+        told: dict[str, Any] = {"model": own.model, "steps": own.steps, "guidance": own.guidance}
+        if arm in self.runs:
+            method, table = self.runs[arm]
+            told = {"method": method, "seed": seed, "run": table, "stages": [*table["stages"]]}
+        if own.benchmark:
+            tasks = [asdict(replace(task, metrics=("-",))) for task in read_suite(self.plan.suite).tasks]
+            told["suite"] = tasks
+        return hashlib.sha256(json.dumps(told, sort_keys=True).encode()).hexdigest()
 
     def budget(self, arm: str) -> int:
         """Return an arm's network passes, 0 where it is not trained."""

@@ -14,18 +14,16 @@ from leaderboards.schema import ResultError
 from leaderboards.seeds import SeedEffect, effect
 from leaderboards.studies import Claim, Claims, Effect, Figure, Point, Series, Source
 from metrics.base import make
-from trainers.claims.finished import Done
 from trainers.claims.measures import (
     NUMBERS,
     curve,
     described,
     differences,
     equal_passes,
-    first_spread,
     number,
-    prompt_means,
 )
 from trainers.claims.plan import ClaimConfig, FigureConfig
+from trainers.claims.record import Record
 from trainers.claims.runs import Runs
 from trainers.claims.schedule import UNTRAINED, Item
 
@@ -45,17 +43,13 @@ def claims_of(runs: Runs, command: str) -> Claims:
 
 def finished_seeds(runs: Runs, arms: Sequence[str], seeds: int) -> list[int]:
     """Return the seeds for which every one of the arms is done."""
-
-    def ready(arm: str, seed: int) -> bool:
-        return runs.state(_item(runs, arm, seed)) == "done"
-
-    return [seed for seed in range(seeds) if all(ready(arm, seed) for arm in arms)]
+    return [seed for seed in range(seeds) if all(runs.record(_item(runs, arm, seed)) for arm in arms)]
 
 
 def _claim(runs: Runs, claim: ClaimConfig) -> Claim:
     plan, study = runs.study.plan, runs.study
     seeds, needed = finished_seeds(runs, claim.arms, max(plan.seeds, plan.headline_seeds)), plan.needed(claim)
-    arms = [[runs.finished(_item(runs, arm, seed)) for seed in seeds] for arm in claim.arms]
+    arms = [_records(runs, arm, seeds) for arm in claim.arms]
     found, problem = _measured(claim, arms, len(seeds))
     text, unit = described(claim.measure, metric_title)
     told = None if found is None else Effect(
@@ -81,9 +75,9 @@ def _claim(runs: Runs, claim: ClaimConfig) -> Claim:
     )
 
 
-def _measured(claim: ClaimConfig, arms: Sequence[Sequence[Done]], seeds: int) -> tuple[SeedEffect | None, str]:
+def _measured(claim: ClaimConfig, arms: Sequence[Sequence[Record]], seeds: int) -> tuple[SeedEffect | None, str]:
     """Return (the effect where two seeds or more are there, what keeps the claim from being judged)."""
-    trained = [one for arm in arms for one in arm if one.trained]
+    trained = [one for arm in arms for one in arm if one.training]
     if unequal := equal_passes(trained):
         return None, unequal
     if seeds < 2:
@@ -128,11 +122,11 @@ def _curves(runs: Runs, figure: FigureConfig) -> Iterator[Series]:
                 yield Series(name=runs.study.title(arm), measure=of, points=points)
 
 
-def _normalised(figure: FigureConfig, run: Done) -> list[tuple[int, float]]:
+def _normalised(figure: FigureConfig, run: Record) -> list[tuple[int, float]]:
     """Return (iteration or passes, mean over the measures of the gain since the first point of the figure)."""
     gains = defaultdict(list)
     for measure in figure.measures:
-        points, spread = curve(run, measure, figure.stage, figure.over), first_spread(run, measure)
+        points, spread = curve(run, measure, figure.stage, figure.over), run.trained.first_deviations[measure]
         for at, value in points:
             gains[at].append((value - points[0][1]) / spread)
     return [(at, float(np.mean(values))) for at, values in gains.items()]
@@ -165,28 +159,31 @@ def _scatter(runs: Runs, figure: FigureConfig) -> Iterator[Series]:
             yield Series(name=runs.study.title(arm), points=[Point(x=x.y, y=y.y, low=y.low, high=y.high)])
 
 
-def _level(measure: str, finished: Sequence[Done], x: float | str) -> Point:
+def _level(measure: str, finished: Sequence[Record], x: float | str) -> Point:
     """Return the mean of a measure over seeds and prompts, with its interval where there are two seeds or more."""
     if measure.partition(":")[0] in NUMBERS:
         values = np.array([number(measure, run) for run in finished])
     else:
-        values = np.array([list(prompt_means(run.scores(measure)).values()) for run in finished])
+        values = np.array([run.evidence(measure).means_P for run in finished])
     if len(finished) < 2:
         return Point(x=x, y=float(values.mean()))
     found = effect(values)
     return Point(x=x, y=found.value, low=found.low, high=found.high)
 
 
-def _finished(runs: Runs, arm: str) -> list[Done]:
-    plan = runs.study.plan
-    if not runs.study.budget(arm):
-        return [runs.finished(Item(arm, UNTRAINED))] if runs.state(Item(arm, UNTRAINED)) == "done" else []
-    seeds = finished_seeds(runs, [arm], max(plan.seeds, plan.headline_seeds))
-    return [runs.finished(Item(arm, seed)) for seed in seeds]
+def _finished(runs: Runs, arm: str) -> list[Record]:
+    seeds = max(runs.study.plan.seeds, runs.study.plan.headline_seeds)
+    return _records(runs, arm, range(seeds) if runs.study.budget(arm) else (UNTRAINED,))
 
 
-def _images_per_prompt(arms: Sequence[Sequence[Done]]) -> int:
-    return arms[0][0].entry.result.tasks[0].images_per_prompt
+def _records(runs: Runs, arm: str, seeds: Sequence[int]) -> list[Record]:
+    """Return the records of an arm that are there; one that is not trained stands for every seed."""
+    found = (runs.record(_item(runs, arm, seed)) for seed in seeds)
+    return [record for record in found if record]
+
+
+def _images_per_prompt(arms: Sequence[Sequence[Record]]) -> int:
+    return arms[0][0].benchmarked.images_per_prompt
 
 
 def _item(runs: Runs, arm: str, seed: int) -> Item:

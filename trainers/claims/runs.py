@@ -1,24 +1,25 @@
 """The runs of a study on disk: what is done, what it will take, and one more of them.
 
-runs/claims-<plan>/<arm>-s<seed>/     a training's folder (trainers/loop.py), its benchmark, and `done`
+runs/claims-<plan>/<arm>-s<seed>/     a training's folder (trainers/loop.py) and its benchmark
 runs/claims-<plan>/board/             the results; the leaderboard's own stays as it is
+
+A run is done once the study keeps its record (trainers/claims/record.py); its folder may go then.
 """
 
-import json
 import statistics
 import sys
 import time
 from collections.abc import Iterable
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from itertools import pairwise
 from pathlib import Path
 from typing import Any
 
 from benchmarks.config import UserError
 from leaderboards.store import file_stem
-from trainers.checkpoint import SETTINGS, STATE, Occupied, held, is_held, read_settings, stage_state, write_text
-from trainers.claims.finished import STUDENT_RECORD, Done, read_log
+from trainers.checkpoint import SETTINGS, STATE, Occupied, claim_folder, held, is_held, read_settings, stage_state
 from trainers.claims.plan import Study
+from trainers.claims.record import STUDENT_RECORD, Record, Records, read_log, record_of
 from trainers.claims.schedule import UNTRAINED, Item, ordered
 from trainers.study import benchmark, donate_stage, run_digest, stages_digest
 
@@ -31,11 +32,12 @@ class Runs:
 
     study: Study
     folder: Path
+    records: Records
     failed: dict[Item, str] = field(default_factory=dict)
     _paces: dict[str, list[float]] = field(default_factory=dict)  # by arm, and by "method:<name>"
     _benchmarks: list[float] = field(default_factory=list)
     _kept: dict[str, list[Path]] = field(default_factory=dict)  # states that a run can start from, by stage's digest
-    _finished: dict[Item, Done] = field(default_factory=dict)
+    _digests: dict[Item, str] = field(default_factory=dict)
 
     def __post_init__(self) -> None:
         self.look()
@@ -55,15 +57,18 @@ class Runs:
 
     def state(self, item: Item) -> str:
         """Return "done", "begun" or "to do"."""
-        if (self.place(item) / "done").exists():
+        if self.record(item):
             return "done"
         return "begun" if (self.place(item) / STATE).exists() else "to do"
 
-    def finished(self, item: Item) -> Done:
-        """Return a finished item as measures see it; what was read of it is kept."""
-        if item not in self._finished:
-            self._finished[item] = Done(item.name, self.place(item), self.result(item))
-        return self._finished[item]
+    def record(self, item: Item) -> Record | None:
+        """Return what the study keeps of an item, None where it is not done. Raises UserError for a damaged file."""
+        return self.records.find(item.name, self._digest(item))
+
+    def _digest(self, item: Item) -> str:
+        if item not in self._digests:
+            self._digests[item] = self.study.digest(item.arm, item.seed)
+        return self._digests[item]
 
     def look(self) -> None:
         """Read anew what finished and unfinished runs tell of time, and of stages to start from."""
@@ -79,9 +84,8 @@ class Runs:
                 arm = path.parent.name.rpartition("-s")[0]
                 for key in (arm, f"method:{table['method']}", ""):
                     self._paces.setdefault(key, []).append(pace)
-        for path in sorted(self.folder.glob("*/done")):
-            told = json.loads(path.read_text(encoding="utf-8")).get("benchmark_seconds")
-            self._benchmarks += [told] if told else []
+        done = filter(None, map(self.record, ordered(self.study)))
+        self._benchmarks = [one.benchmark.seconds for one in done if one.benchmark]
 
     def pace(self, arm: str) -> float:
         """Return network passes per second: of the arm's own logs, else its method's, else all, else a guess."""
@@ -149,13 +153,12 @@ class Runs:
         try:
             if item.seed != UNTRAINED:
                 self._train(item, until)
-            told: dict[str, Any] = {}
+            result, seconds = None, 0.0
             if self.study.plan.arms[item.arm].benchmark:
                 if item.seed != UNTRAINED and time.monotonic() + self.benchmark_seconds > until:
                     return
-                told["benchmark_seconds"] = self._benchmark(item)
-            self.place(item).mkdir(parents=True, exist_ok=True)
-            write_text(self.place(item) / "done", json.dumps(told) + "\n")
+                result, seconds = self.result(item), self._benchmark(item)
+            self.records.keep(record_of(item.name, self._digest(item), self.place(item), result, seconds))
             self._tidy(item)
         except Paused:
             print(f"{item.name}: time is up; the same command continues it", file=sys.stderr)
@@ -170,11 +173,12 @@ class Runs:
         """Remove the checkpoint of a finished run, and kept stages of which another run has the same."""
         (self.place(item) / STATE).unlink(missing_ok=True)
         self.look()
+        done = {self.place(one) for one in ordered(self.study) if self.record(one)}
         for first, *others in self._kept.values():  # in the order of their names: two calls leave the same one
             for path in others:
                 if path.parent == self.place(item):
                     path.unlink()
-                elif (path.parent / "done").exists() and first.parent == self.place(item):
+                elif path.parent in done and first.parent == self.place(item):
                     path.unlink(missing_ok=True)
 
     def _train(self, item: Item, until: float) -> None:
@@ -187,7 +191,9 @@ class Runs:
         place = self.place(item)
         with held(place):
             donate_stage(method, run, place)
-        if not (place / STUDENT_RECORD).exists():
+        if (place / STUDENT_RECORD).exists():  # of this plan?
+            claim_folder(place, method, replace(run, processes=run.processes or 1))
+        else:
             train(method, run, place, where=f"{self.study.path}: arms.{item.arm}", until=until)
 
     def _benchmark(self, item: Item) -> float:

@@ -15,7 +15,7 @@ from tests.trainers.claims.fake import Benchmarks, Trainings, write_run
 from tests.trainers.test_loop import settings
 from trainers import run as run_module
 from trainers.checkpoint import LOG, SETTINGS
-from trainers.claims.finished import STUDENT_RECORD, read_log
+from trainers.claims.record import STUDENT_RECORD, read_log
 from trainers.config import RunConfig
 
 

@@ -7,9 +7,8 @@ import numpy as np
 import pytest
 
 from benchmarks.config import UserError
-from leaderboards.statistics import Scores
+from leaderboards.store import read_entry
 from tests.trainers.claims.fake import Benchmarks, write_plan, write_run
-from trainers.claims.finished import Done
 from trainers.claims.measures import (
     NUMBERS,
     TEXTS,
@@ -17,10 +16,10 @@ from trainers.claims.measures import (
     described,
     differences,
     equal_passes,
-    first_spread,
     metrics_of,
     number,
 )
+from trainers.claims.record import Benchmarked, Evidence, Record, Records, record_of
 from trainers.claims.runs import Runs
 from trainers.claims.schedule import Item
 
@@ -29,15 +28,15 @@ FLAT = {"teacher": 0.5, "plain": 0.4, "better": 0.7, "other": 0.4}
 
 @pytest.fixture
 def runs(tmp_path: Path) -> Runs:
-    return Runs(write_plan(tmp_path), tmp_path / "runs")
+    return Runs(write_plan(tmp_path), tmp_path / "runs", Records(tmp_path / "records"))
 
 
-def finished(runs: Runs, arm: str, seed: int, prompts: int = 30, **lines: object) -> Done:
+def finished(runs: Runs, arm: str, seed: int, prompts: int = 30, **lines: object) -> Record:
     item = Item(arm, seed)
     method, run = runs.study.run(arm, seed)
     write_run(runs.place(item), method, run, **lines)  # type: ignore[arg-type]
     Benchmarks(FLAT, prompts)(None, "micro", name=item.name, out=Path(), board=runs.board, overrides=None)
-    return runs.finished(item)
+    return record_of(item.name, "0" * 64, runs.place(item), runs.result(item), 1.0)
 
 
 def test_a_metric_is_compared_prompt_by_prompt(runs: Runs) -> None:
@@ -46,18 +45,19 @@ def test_a_metric_is_compared_prompt_by_prompt(runs: Runs) -> None:
     assert d_SP.shape == (2, 30)
     assert d_SP.mean() == pytest.approx(0.3, abs=0.02)
     by_hand = [
-        np.array(one.scores("shapes_geneval").values_N).reshape(30, 2).mean(axis=1)
-        for one in (arms[0][1], arms[1][1])
+        read_entry(runs.result(Item(arm, 1))).scores("micro", "shapes_geneval").values_N.reshape(30, 2).mean(axis=1)
+        for arm in ("better", "plain")
     ]
-    np.testing.assert_allclose(d_SP[1], by_hand[0] - by_hand[1], atol=1e-7)
-    np.testing.assert_allclose(differences("micro_clip", *arms), 2 * d_SP, atol=1e-6)
+    np.testing.assert_allclose(d_SP[1], by_hand[0] - by_hand[1], atol=2e-6)  # of six digits
+    np.testing.assert_allclose(differences("micro_clip", *arms), 2 * d_SP, atol=2e-5)  # of six digits
 
 
 def test_a_gap_is_what_one_gained_beyond_the_other_in_deviations(runs: Runs) -> None:
     arms = [[finished(runs, arm, seed) for seed in (0, 1)] for arm in ("better", "plain")]
     # micro_clip is twice shapes_geneval here: in deviations they gained the same
-    np.testing.assert_allclose(differences("gap:micro_clip:shapes_geneval", *arms), 0, atol=1e-6)
-    deviation = np.concatenate([one.scores("shapes_geneval").values_N for one in arms[1]]).std()
+    np.testing.assert_allclose(differences("gap:micro_clip:shapes_geneval", *arms), 0, atol=1e-4)
+    entries = [read_entry(runs.result(Item("plain", seed))) for seed in (0, 1)]
+    deviation = np.concatenate([one.scores("micro", "shapes_geneval").values_N for one in entries]).std()
     zero = differences("gap:shapes_geneval:shapes_geneval", *arms)
     np.testing.assert_allclose(zero, 0)
     alone = differences("shapes_geneval", *arms) / deviation
@@ -102,18 +102,21 @@ def test_curves_hold_the_canary_and_the_spread_of_rewards(runs: Runs) -> None:
     assert (
         curve(run, "spread:micro_clip")[0] == (1, pytest.approx(0.11)) and len(curve(run, "spread:micro_clip")) == 10
     )
-    assert first_spread(run, "micro_clip") == 0.5
+    assert run.trained.first_deviations["micro_clip"] == 0.5
 
 
 def test_unequal_passes_are_told(runs: Runs) -> None:
-    arms = [finished(runs, arm, 0) for arm in ("better", "plain")]
-    assert equal_passes(arms) == "" == equal_passes([])
-    method, run = runs.study.run("plain", 0)
-    write_run(arms[1].folder, method, run, spend=1.05)  # within the last iterations: 100 + 50 passes
-    assert equal_passes([arms[0], Done(arms[1].name, arms[1].folder, arms[1].result)]) == ""
-    write_run(arms[1].folder, method, run, spend=1.2)
-    changed = [arms[0], Done(arms[1].name, arms[1].folder, arms[1].result)]
-    assert equal_passes(changed) == "network passes differ: better-s0 1,500, plain-s0 1,800"
+    def spent(arm: str, share: float) -> Record:
+        item = Item(arm, 0)
+        method, run = runs.study.run(arm, 0)
+        write_run(runs.place(item), method, run, spend=share)
+        return record_of(item.name, "0" * 64, runs.place(item), None, 0.0)
+
+    better = spent("better", 1.0)
+    assert equal_passes([better, spent("plain", 1.0)]) == "" == equal_passes([])
+    assert equal_passes([better, spent("plain", 1.05)]) == ""  # within the last iterations: 100 + 50 passes
+    told = equal_passes([better, spent("plain", 1.2)])
+    assert told == "network passes differ: better-s0 1,500, plain-s0 1,800"
 
 
 def test_every_measure_is_described_and_says_what_it_needs() -> None:
@@ -129,20 +132,55 @@ def test_every_measure_is_described_and_says_what_it_needs() -> None:
     )
 
 
-class Fixed:
-    """Two prompts of two images with chosen values."""
+def fixed(**values: list[float]) -> Record:
+    """A run of two prompts of two images with chosen values."""
 
-    def __init__(self, **values: list[float]) -> None:
-        self.values = values
+    def evidence(p1: float, p2: float, q1: float, q2: float) -> Evidence:
+        images = np.array([p1, p2, q1, q2])
+        return Evidence(
+            means_P=[(p1 + p2) / 2, (q1 + q2) / 2], mean=float(images.mean()), deviation=float(images.std())
+        )
 
-    def scores(self, metric: str) -> Scores:
-        prompts = ["p", "p", "q", "q"]
-        values = np.array(self.values[metric])
-        return Scores(values_N=values, prompt_ids=prompts, seeds=[0, 1, 0, 1], categories=[""] * 4)
+    found = Benchmarked(
+        prompts_digest="1" * 64, images_per_prompt=2, versions=dict.fromkeys(values, 1), sets={"s": 1.0},
+        evidence={metric: evidence(*of) for metric, of in values.items()}, absent={"c": "no weights"}, seconds=1.0,
+        provenance={},
+    )  # fmt: skip
+    return Record(name="one", digest="0" * 64, training=None, benchmark=found)
 
 
 def test_a_gap_is_in_deviations_of_the_second_arms_images() -> None:
-    first, second = Fixed(a=[4, 6, 6, 8], b=[1, 1, 1, 1]), Fixed(a=[-1, 1, -1, 1], b=[-3, 3, -3, 3])
+    first, second = fixed(a=[4, 6, 6, 8], b=[1, 1, 1, 1]), fixed(a=[-1, 1, -1, 1], b=[-3, 3, -3, 3])
     # a gained 5 and 7 at a deviation of 1, b gained 1 and 1 at a deviation of 3
-    found = differences("gap:a:b", [first], [second])  # type: ignore[list-item]
+    found = differences("gap:a:b", [first], [second])
     np.testing.assert_allclose(found, [[5 - 1 / 3, 7 - 1 / 3]])
+
+
+def test_the_deviation_of_an_arm_is_that_of_all_its_images() -> None:
+    first = [fixed(a=[0, 0, 0, 0], b=[0, 0, 0, 0])] * 2
+    second = [fixed(a=[-1, 1, -1, 1], b=[2, 2, 2, 2]), fixed(a=[5, 5, 7, 9], b=[4, 4, 4, 4])]
+    of = [np.std([-1, 1, -1, 1, 5, 5, 7, 9]), np.std([2] * 4 + [4] * 4)]
+    a_SP, b_SP = np.array([[0, 0], [5, 8]]), np.array([[2, 2], [4, 4]])
+    np.testing.assert_allclose(differences("gap:a:b", first, second), -a_SP / of[0] + b_SP / of[1])
+
+
+def test_runs_of_two_versions_of_a_metric_are_not_compared() -> None:
+    one = fixed(a=[0, 1, 2, 3])
+    other = one.model_copy(update={"benchmark": one.benchmarked.model_copy(update={"versions": {"a": 2}})})
+    assert differences("a", [one], [one]).tolist() == [[0, 0]]
+    for measure in ("a", "set:a", "gap:a:a"):
+        with pytest.raises(UserError, match="different versions"):
+            differences(measure, [one], [other])
+
+
+def test_what_a_run_has_no_value_of_is_told_with_its_reason() -> None:
+    one = fixed(a=[0, 1, 2, 3])
+    assert number("set:s", one) == 1.0
+    for ask, reason in (
+        (lambda: number("set:c", one), "one: no value of c: no weights"),
+        (lambda: one.evidence("d"), "one: no value of d: its suite does not hold it"),
+        (lambda: curve(one, "a"), "one: was not trained here"),
+        (lambda: one.model_copy(update={"benchmark": None}).evidence("a"), "one: was not benchmarked"),
+    ):
+        with pytest.raises(UserError, match=reason):
+            ask()

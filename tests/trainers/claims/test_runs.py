@@ -1,17 +1,19 @@
 """The whole study on a trainer of no time: hours, pauses, what is shared, what fails, and what it writes."""
 
 import json
+import shutil
 from pathlib import Path
 
 import pytest
 
 import benchmarks
+from benchmarks.config import UserError
 from leaderboards.studies import Claims, read_study
 from tests.trainers.claims.fake import PLAN, Benchmarks, Trainings, write_plan, write_run
 from trainers import run as run_module
 from trainers.checkpoint import STATE, held, stage_state
 from trainers.claims.__main__ import Arguments, main
-from trainers.claims.finished import read_log
+from trainers.claims.record import Records, read_log
 from trainers.claims.runs import Runs, passes_per_second
 from trainers.claims.schedule import UNTRAINED, Item
 
@@ -40,6 +42,9 @@ class Stage:
         }
         return main(Arguments(**{**settings, **changes}))  # type: ignore[arg-type]
 
+    def runs(self, plan: str = PLAN) -> Runs:
+        return Runs(write_plan(self.folder, plan), self.folder / "runs", Records(self.folder / "s" / "runs"))
+
     def study(self) -> Claims:
         found = read_study(self.folder / "s.json")
         assert isinstance(found, Claims)
@@ -61,7 +66,7 @@ def test_the_whole_study_from_nothing_to_verdicts(stage: Stage, capsys: pytest.C
     assert first.effect is not None and first.effect.value == pytest.approx(0.3, abs=0.02)
     assert (first.seeds, first.prompts, first.images_per_prompt) == ([0, 1, 2], 30, 2)
     assert [figure.id for figure in stage.study().figures] == ["curves", "bars", "plane"]
-    assert sorted(path.name for path in (stage.folder / "s").iterdir()) == ["bars.svg", "curves.svg", "plane.svg"]
+    assert sorted(path.name for path in (stage.folder / "s").glob("*.svg")) == ["bars.svg", "curves.svg", "plane.svg"]
     assert "9 of 9 runs; 3 claims: 3 holds" in capsys.readouterr().out
     assert stage.call(hours=1.0) == 0 and len(stage.trainings.calls) == len(ORDER)  # nothing is done twice
 
@@ -77,7 +82,7 @@ def test_too_few_hours_judge_little_and_the_next_call_adds(stage: Stage) -> None
 
 
 def test_no_hours_write_the_study_of_what_is_there(stage: Stage) -> None:
-    runs = Runs(write_plan(stage.folder), stage.folder / "runs")
+    runs = stage.runs()
     for name in ("better-s0", "plain-s0", "better-s1", "plain-s1"):
         runs.advance(Item(name[:-3], int(name[-1])), until=float("inf"))
     stage.call(hours=0.0)
@@ -94,14 +99,14 @@ def test_a_paused_training_goes_on_first_at_the_next_call(stage: Stage) -> None:
     write_plan(stage.folder, slow)
     stage.call(hours=0.2 / 3600)
     assert stage.trainings.calls == ["better-s0"]
-    assert Runs(write_plan(stage.folder, slow), stage.folder / "runs").state(Item("better", 0)) == "begun"
+    assert stage.runs(slow).state(Item("better", 0)) == "begun"
     stage.use(Trainings())
     stage.call(hours=1.0)
     assert stage.trainings.calls == ORDER
 
 
 def test_a_cold_start_is_reckoned_once_a_seed(stage: Stage) -> None:
-    runs = Runs(write_plan(stage.folder), stage.folder / "runs")
+    runs = stage.runs()
     shared: set[str] = set()
     assert runs.passes_left(Item("better", 0), shared) == 1500
     assert runs.passes_left(Item("plain", 0), shared) == 500
@@ -116,7 +121,7 @@ def test_a_cold_start_is_reckoned_once_a_seed(stage: Stage) -> None:
 
 def test_the_pace_is_that_of_the_logs(stage: Stage) -> None:
     study = write_plan(stage.folder)
-    runs = Runs(study, stage.folder / "runs")
+    runs = stage.runs()
     assert runs.pace("plain") == 100.0  # the plan's guess
     method, run = study.run("plain", 0)
     write_run(stage.folder / "runs" / "plain-s0", method, run)
@@ -179,13 +184,13 @@ def test_a_call_that_comes_an_instant_too_late_leaves_the_run_to_the_other(
     monkeypatch.setattr("trainers.claims.runs.is_held", lambda folder: False)  # it looked just before
     with held(taken):
         assert stage.call(hours=1.0) == 0
-    assert "plain-s0" not in stage.trainings.calls and not (taken / "done").exists()
+    assert "plain-s0" not in stage.trainings.calls and not stage.runs().record(Item("plain", 0))
     assert stage.study().claims[0].seeds == [1, 2]
 
 
 def test_a_cold_start_that_another_call_is_training_is_waited_for(stage: Stage) -> None:
     folder = stage.folder / "runs"
-    runs = Runs(write_plan(stage.folder), folder)
+    runs = stage.runs()
     better, plain = Item("better", 0), Item("plain", 0)  # one cold start for both
     with held(folder / "better-s0"):
         assert not runs.free(better) and not runs.free(plain)
@@ -210,11 +215,10 @@ def test_two_calls_at_a_time_train_no_cold_start_twice(stage: Stage) -> None:
 
 def test_trainings_that_took_unequal_passes_are_not_judged(stage: Stage) -> None:
     study = write_plan(stage.folder)
-    runs = Runs(study, stage.folder / "runs")
-    stage.call(hours=1.0)
+    runs = stage.runs()
     method, run = study.run("other", 1)
     write_run(runs.place(Item("other", 1)), method, run, spend=1.2)
-    stage.call(hours=0.0)
+    stage.call(hours=1.0)
     second = stage.study().claims[1]
     assert second.verdict == "not judged" and second.effect is None
     assert "network passes differ" in second.notes and "other-s1 1,800" in second.notes
@@ -236,3 +240,74 @@ def test_the_same_evidence_gives_the_same_bytes(stage: Stage) -> None:
     stage.call(hours=0.0)
     assert ((stage.folder / "s.json").read_bytes(), (stage.folder / "s.md").read_bytes()) == before
     assert json.loads(before[0])["kind"] == "claims"
+
+
+def test_what_is_on_record_needs_no_folder_of_runs(stage: Stage) -> None:
+    stage.call(hours=1.0)
+    before = (stage.folder / "s.json").read_bytes()
+    shutil.rmtree(stage.folder / "runs")  # another machine
+    stage.call(hours=1.0)
+    assert stage.trainings.calls == ORDER and len(stage.benchmarks.names) == 9  # as after the first call
+    assert (stage.folder / "s.json").read_bytes() == before
+    (stage.folder / "s" / "runs" / "plain-s1.json").unlink()
+    stage.call(hours=1.0)
+    assert stage.trainings.calls == [*ORDER, "plain-s1"]
+
+
+def test_a_record_of_other_settings_is_none(stage: Stage) -> None:
+    stage.call(hours=1.0)
+    shutil.rmtree(stage.folder / "runs")
+    write_plan(stage.folder, PLAN.replace("guidance_scale = 2.0", "guidance_scale = 3.0"))
+    stage.call(hours=0.0)
+    assert [claim.verdict for claim in stage.study().claims] == ["holds", "not judged", "holds"]
+    stage.call(hours=1.0)
+    assert stage.trainings.calls == [*ORDER, "other-s0", "other-s1"]
+    assert [claim.verdict for claim in stage.study().claims] == ["holds", "holds", "holds"]
+
+
+def test_a_run_of_other_settings_is_not_taken_for_one_of_these(
+    stage: Stage, capsys: pytest.CaptureFixture[str]
+) -> None:
+    stage.call(hours=1.0)
+    write_plan(stage.folder, PLAN.replace("guidance_scale = 2.0", "guidance_scale = 3.0"))
+    assert stage.call(hours=1.0) == 2  # its folder holds a student of the old ones
+    assert "other-s0/run.json: trainer.guidance_scale was 2.0, now 3.0" in capsys.readouterr().err
+    assert stage.study().claims[1].verdict == "not judged"
+
+
+def test_a_damaged_record_is_told_by_its_place(stage: Stage) -> None:
+    stage.call(hours=1.0)
+    path = stage.folder / "s" / "runs" / "plain-s1.json"
+    table = json.loads(path.read_text())
+    for damage, told in (
+        ("{", "Invalid JSON"),
+        (json.dumps(table | {"training": table["training"] | {"network_passes": -1}}), "training.network_passes"),
+        (json.dumps(table | {"name": "a/b"}), "name"),
+    ):
+        path.write_text(damage)
+        with pytest.raises(UserError, match=f"{path}: .*{told}.*remove the file"):
+            stage.call(hours=0.0)
+
+
+def test_a_digest_is_of_what_decides_a_run(stage: Stage) -> None:
+    suite = stage.folder / "own.toml"
+    task = '[[tasks]]\nname = "own"\nprompts = "micro"\nimages_per_prompt = 2\nmetrics = ["micro_clip"]\n'
+
+    def digest(plan: str = PLAN, seed: int = 0, arm: str = "plain", of: str = task) -> str:
+        suite.write_text(of)
+        return write_plan(stage.folder, plan.replace('suite = "micro"', f'suite = "{suite}"')).digest(arm, seed)
+
+    usual = digest()
+    assert digest() == usual == digest(of=task.replace('"micro_clip"', '"micro_clip", "shapes_geneval"'))
+    assert digest(PLAN.replace('title = "a better one"', 'title = "the better one"'), arm="better") == digest(
+        arm="better"
+    )
+    others = [
+        digest(seed=1),
+        digest(arm="better"),
+        digest(arm="teacher", seed=-1),
+        digest(PLAN.replace('model = "somewhere"', 'model = "elsewhere"'), arm="teacher", seed=-1),
+        digest(PLAN.replace("reinforce.budget_passes = 500", "reinforce.budget_passes = 600")),
+        digest(of=task.replace("images_per_prompt = 2", "images_per_prompt = 3")),
+    ]
+    assert len({usual, *others}) == 1 + len(others)
