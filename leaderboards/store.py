@@ -7,6 +7,8 @@
 A fault in one result is one line and hides that result alone.
 """
 
+import contextlib
+import glob
 import hashlib
 import io
 import json
@@ -14,6 +16,7 @@ import os
 import re
 import shutil
 import tempfile
+import time
 from collections.abc import Sequence
 from dataclasses import dataclass, field
 from functools import cached_property
@@ -31,6 +34,7 @@ from leaderboards.statistics import Scores
 GALLERY_PIXELS = 256  # the longer side of a sample picture on the board
 MAX_SAMPLES = 512
 MAX_PICTURE_BYTES = 2**20
+ABANDONED = 3600  # seconds: what is being written is renamed within a few
 SAFE_STEM = re.compile(r"[A-Za-z0-9][A-Za-z0-9._+=,@-]{0,119}")
 
 
@@ -177,6 +181,8 @@ def write_atomically(path: Path, content: bytes, *, durable: bool = True) -> Non
     """Write a file so that a reader finds the old content or the new, and a crash leaves no half.
 
     durable=False: what can be built again is not waited for until it is on the disk."""
+    if durable:
+        _sweep(path.parent, f".{glob.escape(path.name[:40])}.*.tmp")
     handle, temporary = tempfile.mkstemp(dir=path.parent, prefix=f".{path.name[:40]}.", suffix=".tmp")
     try:
         with os.fdopen(handle, "wb") as file:
@@ -188,6 +194,14 @@ def write_atomically(path: Path, content: bytes, *, durable: bool = True) -> Non
         Path(temporary).replace(path)
     finally:
         Path(temporary).unlink(missing_ok=True)
+
+
+def _sweep(folder: Path, pattern: str) -> None:
+    """Remove temporary files and folders that no process can be at work on any more: a kill left them behind."""
+    for path in folder.glob(pattern):
+        with contextlib.suppress(FileNotFoundError):  # another process sweeps, too
+            if time.time() - path.stat().st_mtime > ABANDONED:
+                shutil.rmtree(path) if path.is_dir() else path.unlink()
 
 
 def _checked_entry(path: Path, result: Result, intervals: bool) -> Entry:
@@ -214,6 +228,8 @@ def _checked_entry(path: Path, result: Result, intervals: bool) -> Entry:
 
 def _write_gallery(samples: Sequence[Sample], folder: Path) -> None:
     """Write the pictures to a new folder, then swap it for the old one."""
+    for pattern in (".old-*.tmp", ".new-*.tmp"):
+        _sweep(folder.parent, pattern)
     if folder.is_dir():
         retired = Path(tempfile.mkdtemp(dir=folder.parent, prefix=".old-", suffix=".tmp"))
         folder.replace(retired / "gallery")

@@ -2,7 +2,9 @@
 
 import io
 import json
+import os
 import shutil
+import time
 from collections.abc import Callable
 from pathlib import Path
 
@@ -193,6 +195,27 @@ def test_an_interrupted_write_leaves_the_old_content(tmp_path: Path, monkeypatch
         write_atomically(path, b"new")
     assert [path.name for path in tmp_path.iterdir()] == ["file.json"]
     assert path.read_bytes() == b"old"
+
+
+def test_what_a_kill_left_behind_goes_with_a_later_write(add: Add, tmp_path: Path) -> None:
+    board = tmp_path / "results" / "tiny"
+
+    def left(name: str, hours: float) -> Path:
+        path, at = board / name, time.time() - 3600 * hours
+        path.parent.mkdir(parents=True, exist_ok=True)
+        path.write_bytes(b"half")
+        for one in (path, path.parent):
+            os.utime(one, (at, at))
+        return path
+
+    fresh = [left(".student.json.abc.tmp", 0.9), left(".new-abc.tmp/000.png", 0.9)]  # somebody may be at work
+    others = [left(".another.json.abc.tmp", 9), left("student.json.tmp", 9), left("new-abc.tmp/000.png", 9)]
+    old = [left(".student.json.def.tmp", 1.1), left(".student.evidence.parquet.def.tmp", 1.1)]
+    old += [left(".new-def.tmp/000.png", 1.1), left(".old-def.tmp/000.png", 1.1)]
+    add()
+    assert not any(path.exists() for path in old)
+    assert all(path.exists() for path in (*fresh, *others))
+    assert sorted(path.name for path in board.glob(".*-*.tmp")) == [".new-abc.tmp"]
 
 
 def test_a_missing_board_is_an_error_and_an_empty_one_is_not(tmp_path: Path) -> None:

@@ -70,10 +70,14 @@ def finish(run: RunConfig, folder: Path) -> None:
 
 
 def left_behind(folder: Path) -> dict[str, Any]:
-    """Return all that a run leaves but times and locks: bytes of files, tensors of checkpoints, rows of the log."""
+    """Return all that a run leaves but times and locks: bytes of files, tensors of checkpoints, rows of the log.
+
+    Half a temporary file on the board stays until a later write (tests/leaderboards/test_store.py)."""
     kept: dict[str, Any] = {"log": log_lines(folder)}
     for path in sorted(path for path in folder.rglob("*") if path.is_file() and path.suffix != ".lock"):
         name = str(path.relative_to(folder))
+        if any(part.startswith(".") and part.endswith(".tmp") for part in path.relative_to(folder).parts):
+            continue
         if path.suffix == ".pt":
             kept[name] = torch.load(path, weights_only=True)
         elif path.suffix == ".json":
