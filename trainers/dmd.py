@@ -43,8 +43,12 @@ def dmd_gradient(
     reference = x0 if normaliser == "x0_teacher" else x_t
     if reference is None:
         raise ValueError("normaliser xt_teacher needs x_t")
-    scale = (reference - x0_teacher).detach().abs().flatten(1).mean(dim=1).view(-1, *[1] * (x0.ndim - 1))
-    return torch.nan_to_num(difference / scale, nan=0.0, posinf=0.0, neginf=0.0)
+    return torch.nan_to_num(difference / magnitude(reference - x0_teacher), nan=0.0, posinf=0.0, neginf=0.0)
+
+
+def magnitude(difference: Tensor) -> Tensor:
+    """Return N [B, 1, ...], the mean of |difference| over latent axes, without gradient."""
+    return difference.detach().abs().flatten(1).mean(dim=1).view(-1, *[1] * (difference.ndim - 1))
 
 
 def dmd_loss(x0: Tensor, gradient: Tensor) -> Tensor:

@@ -32,7 +32,7 @@ from benchmarks.samplers import euler, sigma_grid
 from metrics.base import Prompt, UserError
 from trainers.backbones.base import Backbone
 from trainers.base import DistillationTrainer, Logs, Networks, SamplerConfig, World, register
-from trainers.dmd import descend, dmd_gradient
+from trainers.dmd import descend, dmd_gradient, magnitude
 from trainers.draws import Draws
 from trainers.flow import Velocity, eps_from_v, subinterval, x0_from_v
 from trainers.learner import EmaConfig, OptimiserConfig
@@ -109,8 +109,7 @@ def student_loss(
     with torch.no_grad():
         x0_teacher, x0_fake = (x0_from_v(x_t, velocity(x_t, t), t) for velocity in (teacher, fake_score))
         target = x0 - dmd_gradient(x0, x0_teacher, x0_fake, "none")
-        scale = (x0 - x0_teacher).abs().flatten(1).mean(dim=1).view(-1, *[1] * (x0.ndim - 1))
-    return ((((x0 - target) ** 2 + huber_c**2).sqrt() - huber_c) / scale).mean()
+    return ((((x0 - target) ** 2 + huber_c**2).sqrt() - huber_c) / magnitude(x0 - x0_teacher)).mean()
 
 
 def fake_score_loss(
