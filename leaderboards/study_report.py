@@ -13,10 +13,9 @@ from typing import Any
 from leaderboards.schema import ResultError
 from leaderboards.store import write_atomically
 from leaderboards.studies import Claim, Claims, Figure, read_study
+from leaderboards.study_figure import figure_spec
 
 WIDTH, HEIGHT = 560, 300
-# Seven, where colours come again after 8, 10 or 20: shape and colour together tell many series apart
-SHAPES = ["circle", "square", "cross", "diamond", "triangle-up", "triangle-down", "triangle-right"]
 MARK = {
     "holds": "**holds**",
     "does not hold": "**does not hold**",
@@ -48,56 +47,22 @@ def write_report(study: Claims, path: Path) -> list[Path]:
 
 
 def vega_lite(figure: Figure) -> dict[str, Any]:
-    """Return the Vega-Lite specification of a figure: lines over numbers, points of two numbers, intervals of names.
-
-    Names stand one below the other. A series has a colour, a lone point a shape as well, a measure a dash."""
-    values = [
-        point.model_dump() | {"name": one.name, "measure": one.measure}
-        for one in figure.series
-        for point in one.points
-    ]
-    named = any(isinstance(value["x"], str) for value in values)
-    lonely = named or all(len(one.points) == 1 for one in figure.series)
-    place: dict[str, Any] = {"field": "x", "title": figure.x or None, "sort": None}
-    place |= {"type": "nominal", "axis": {"labelLimit": 0}} if named else _number(figure.x)
-    size = {"field": "y"} | _number(figure.y)
-    legend = {"orient": "bottom", "columns": 2, "labelLimit": 0, "symbolOpacity": 1}
-    by_name: dict[str, Any] = {"field": "name", "type": "nominal", "title": None, "sort": None, "legend": legend}
-    several, measured = len(figure.series) > 1, len({one.measure for one in figure.series}) > 1
+    """Return the Vega-Lite specification of a figure as a file of its own."""
     scheme = "tableau10" if len(figure.series) <= 10 else "tableau20"
-    colour = by_name | {"scale": {"scheme": scheme}} if several else {"value": "#4c78a8"}
-    along, up = ("y", "x") if named else ("x", "y")
-    shared: dict[str, Any] = {along: place}
-    if named and several:
-        shared["yOffset"] = {"field": "name", "sort": None}
-    marked = shared | {"color": colour, up: size}
-    if lonely and several and not named:
-        marked["shape"] = by_name | {"scale": {"range": SHAPES}}
-    if measured:
-        marked["strokeDash"] = by_name | {"field": "measure", "legend": legend | {"symbolSize": 300}}
-        shared["detail"] = {"field": "measure"}
-    dots = {} if measured else {"point": {"size": 20}}  # a legend of dashes and dots would show neither
-    line = {"type": "point", "filled": True, "size": 60} if lonely else {"type": "line"} | dots
-    layers: list[dict[str, Any]] = [{"mark": line, "encoding": marked}]
-    if any(value["low"] is not None for value in values):
-        # As a stroke, lest the legend of points fall into one of colours and one of shapes
-        drawn = {"stroke": colour | {"legend": None}} if lonely and several else {"color": colour}
-        ends = {up: size | {"field": "low"}, f"{up}2": {"field": "high"}}
-        interval = {"type": "rule", "strokeWidth": 2} if lonely else {"type": "area", "opacity": 0.15}
-        layers.insert(0, {"mark": interval, "encoding": shared | drawn | ends})
     return {
         "$schema": "https://vega.github.io/schema/vega-lite/v6.json",
         "title": {"text": figure.title, "anchor": "start", "fontWeight": "normal"},
         "width": WIDTH,
-        "height": {"step": 28} if named else HEIGHT,
+        "height": HEIGHT,
         "background": "white",
-        "data": {"values": values},
-        "layer": layers,
+        "config": {
+            "axis": {"labelLimit": 0},
+            "legend": {"orient": "bottom", "columns": 2, "labelLimit": 0, "symbolOpacity": 1},
+            "range": {"category": {"scheme": scheme}},
+            "rule": {"color": "#4c78a8"},  # as marks of other kinds have it
+        },
+        **figure_spec(figure),
     }
-
-
-def _number(title: str) -> dict[str, Any]:
-    return {"type": "quantitative", "title": title, "scale": {"zero": False}}
 
 
 def _lines(study: Claims, path: Path) -> Iterator[str]:

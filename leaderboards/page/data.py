@@ -30,7 +30,8 @@ from leaderboards.recipe import Recipe
 from leaderboards.schema import MetricResult
 from leaderboards.seen import Seen
 from leaderboards.store import Entry, file_stem
-from leaderboards.studies import AnyStudy
+from leaderboards.studies import AnyStudy, Claims, Figure
+from leaderboards.study_figure import figure_spec
 from leaderboards.table import SuiteTable
 
 DIGITS = 6  # significant ones; a page never shows more
@@ -107,11 +108,22 @@ def papers(
 
 
 def studies(found: Mapping[str, AnyStudy]) -> Json:
-    """Return the studies in the shape of their files, by kind; a verdict was checked when its file was read."""
+    """Return the studies in the shape of their files, by kind; a verdict was checked when its file was read.
+
+    Of a figure there stand title and drawing (leaderboards/study_figure.py) instead of its series."""
     told: dict[str, list[Json]] = {"claims": [], "speed": [], "measurements": []}
     for name, study in found.items():
-        told[study.kind].append({"id": name, **study.model_dump(mode="json")})
+        own = {"id": name, **study.model_dump(mode="json")}
+        if isinstance(study, Claims):
+            own["figures"] = [_drawn(figure) for figure in study.figures]
+            for table, claim in zip(own["claims"], study.claims, strict=True):
+                table["figure"] = claim.figure and _drawn(claim.figure)
+        told[study.kind].append(own)
     return told
+
+
+def _drawn(figure: Figure) -> Json:
+    return {"title": figure.title, "names": [one.name for one in figure.series], "spec": figure_spec(figure)}
 
 
 def methods(found: Sequence[Method]) -> Json:

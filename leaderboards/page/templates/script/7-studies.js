@@ -10,35 +10,16 @@ const balance = (value, low, high, reach, middle = 0) => {
   mark.style.left = at(value);
   return h("span", { class: "balance", "aria-hidden": "true" }, bar, mark);
 };
-// Seven, where colours come again after eight: shape and colour together tell many series apart.
-const SHAPES = ["circle", "square", "cross", "diamond", "triangle-up", "triangle-down", "triangle-right"];
-// Lines over numbers, points of two numbers, intervals of names one below the other; as leaderboards/study_report.py.
-const figureOf = (figure) => {
-  const values = figure.series.flatMap((s) => s.points.map((p) => ({ ...p, name: s.name, measure: s.measure })));
-  const named = values.some((v) => typeof v.x === "string"), lonely = named || figure.series.every((s) => s.points.length === 1);
-  const longest = Math.max(...figure.series.map((s) => s.name.length)), card = room() / across(494, 3) - 120;
-  const legend = { columns: Math.max(1, Math.floor(card / (7.2 * longest + 30))), labelLimit: card - 20, symbolOpacity: 1 };
-  const byName = { field: "name", type: "nominal", title: null, sort: null, legend };
-  const numeric = (title) => ({ type: "quantitative", title: title || null, scale: { zero: false } });
-  const place = named ? { field: "x", type: "nominal", title: figure.x || null, sort: null, axis: { labelLimit: card / 2 } } : { field: "x", ...numeric(figure.x), axis: { grid: false } };
-  const size = { field: "y", ...numeric(figure.y) }, [along, up] = named ? ["y", "x"] : ["x", "y"];
-  const several = figure.series.length > 1, tint = several ? byName : { value: colour("s1") };
-  const shared = { [along]: place }, marked = { ...shared, color: tint, [up]: size };
-  if (!named && lonely && several) marked.shape = { ...byName, scale: { range: SHAPES } };
-  if (new Set(figure.series.map((s) => s.measure)).size > 1) {
-    marked.strokeDash = { ...byName, field: "measure", legend: { ...legend, symbolSize: 300, symbolStrokeColor: colour("ink") } };
-    shared.detail = { field: "measure" };
-  }
-  // As a stroke, lest the legend of points fall into one of colours and one of shapes
-  const drawn = lonely && several ? { stroke: { ...tint, legend: null } } : { color: tint };
-  const interval = lonely ? { type: "rule", strokeWidth: 2, opacity: 0.6 } : { type: "area", opacity: 0.16 };
-  const mark = lonely ? { type: "point", filled: true, size: 80, opacity: 1 } : { type: "line", strokeWidth: 2, ...(shared.detail ? {} : { point: { size: 24, filled: true } }) };
-  const tooltip = [{ field: "name" }, ...(shared.detail ? [{ field: "measure" }] : []), { field: "x", format: lonely && !named ? ".4f" : undefined }, ...["y", "low", "high"].map((field) => ({ field, format: ".4f" }))];
-  const spec = { height: named ? { step: 30 } : 220, data: { values }, layer: [
-    ...(values.some((v) => v.low !== null) ? [{ mark: interval, encoding: { ...shared, ...drawn, [up]: { ...size, field: "low" }, [`${up}2`]: { field: "high" } } }] : []),
-    { mark, encoding: { ...marked, tooltip } },
-  ] };
-  return h("figure", {}, h("figcaption", { class: "quiet" }, figure.title), plot(spec, figure.title));
+// A figure as leaderboards/study_figure.py draws it, in the page's width and colours.
+const figureOf = ({ title, names, spec }) => {
+  const card = room() / across(494, 3) - 120, longest = Math.max(...names.map((name) => name.length)), own = theme();
+  const columns = Math.max(1, Math.floor(card / (7.2 * longest + 30)));
+  const config = { ...own, numberFormat: ",.4~f", legend: { ...own.legend, columns, labelLimit: card - 20, symbolOpacity: 1 }, axisY: { labelLimit: card / 2 }, mark: { color: colour("s1") }, rule: { color: colour("s1") } };
+  const layer = spec.layer.map(({ mark, encoding }) => {
+    const dash = encoding.strokeDash, shown = ["name", ...(dash ? ["measure"] : []), "x", "y", ...(spec.layer.length > 1 ? ["low", "high"] : [])];
+    return { mark, encoding: { ...encoding, ...(dash ? { strokeDash: { ...dash, legend: { ...dash.legend, symbolStrokeColor: colour("ink") } } } : {}), tooltip: shown.map((field) => ({ field })) } };
+  });
+  return h("figure", {}, h("figcaption", { class: "quiet" }, title), plot({ height: 220, ...spec, layer, config }, title));
 };
 const claimOf = (claim) => {
   const e = claim.effect, reach = e ? Math.max(Math.abs(e.low), Math.abs(e.high), e.smallest) : 1;
