@@ -49,7 +49,8 @@ from trainers.rewards import load_rewards
 
 STUDENT = "student"
 PARTS = frozenset({"position", "passes", "prompts", "log_lines", "curves", "stages", "trainer"})  # of a checkpoint
-FREE = frozenset({"name", "benchmark", "export", "backbone.name", "backbone.sharded"})  # may change between starts
+# What may change between starts
+FREE = frozenset({"name", "benchmark", "export", "backbone.name", "backbone.sharded", "backbone.compile"})
 
 
 class Paused(Exception):

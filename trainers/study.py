@@ -171,14 +171,14 @@ def run_digest(method: str, run: RunConfig, last: str) -> str:
 
 
 def stages_digest(table: dict[str, Any], last: str) -> str:
-    """Return the sha256 of all that decides a run up to the end of a stage.
+    """Return the sha256 of all that decides a run up to the end of a stage; compiled or not, it is the same run.
 
     Rewards belong to it: the canary scores them, and a stage may train on them."""
     names = list(table["stages"])
     stages = [(name, table["stages"][name]) for name in names[: names.index(last) + 1]]
     outside = ("name", "benchmark", "export", "stages")
     decisive = {key: value for key, value in table.items() if key not in outside} | {"stages": stages}
-    decisive["backbone"] = {key: value for key, value in table["backbone"].items() if key != "name"}
+    decisive["backbone"] = {key: value for key, value in table["backbone"].items() if key not in ("name", "compile")}
     return hashlib.sha256(json.dumps(decisive, sort_keys=True).encode()).hexdigest()
 
 

@@ -23,6 +23,7 @@ from trainers.checkpoint import (
     stage_state,
 )
 from trainers.config import CanaryConfig, RunConfig, StageConfig
+from trainers.loop import FREE
 
 RUN = RunConfig(name="run", backbone=BackboneConfig(path="base"), stages={"cold_start": StageConfig(iterations=1)})
 
@@ -164,3 +165,11 @@ def test_another_method_or_seed_is_refused_and_another_name_is_not(tmp_path: Pat
     with pytest.raises(UserError, match="seed was 0, now 1"):
         claim_folder(tmp_path, "rtdmd", replace(RUN, seed=1))
     claim_folder(tmp_path, "rtdmd", replace(RUN, name="other"), free=frozenset({"name"}))
+
+
+def test_a_run_may_go_on_compiled(tmp_path: Path) -> None:
+    compiled = replace(RUN, backbone=replace(RUN.backbone, compile=True))
+    claim_folder(tmp_path, "rtdmd", RUN)
+    claim_folder(tmp_path, "rtdmd", compiled, free=FREE)
+    with pytest.raises(UserError, match="compile was False, now True"):
+        claim_folder(tmp_path, "rtdmd", compiled)

@@ -47,7 +47,8 @@ def test_only_what_decides_a_stage_is_in_its_digest(pipeline_folder: Path, promp
         )
 
     later = {"reinforce": {"settings": {"reinforce": {"rl": "grpo"}}}}
-    assert digest(name="other", benchmark="micro", stages=later, backbone={"name": "its base"}) == digest()
+    same = {"name": "its base", "compile": True}
+    assert digest(name="other", benchmark="micro", stages=later, backbone=same) == digest()
     for change in ({"seed": 1}, {"trainer": {"guidance_scale": 2.0}}, {"stages": {"cold_start": {"iterations": 6}}}):
         assert digest(**change) != digest()
 

@@ -9,6 +9,8 @@ what one of them trains, or a cold start that it is training, the others leave t
 
 What a finished run leaves of numbers is kept beside the study (<study>/runs/*.json), on whatever machine it was
 trained: runs that stand there are not trained again. To repeat all of it: --study build/again.json.
+
+--compile trains with torch.compile: quicker per pass, after some minutes of compiling; it needs a C++ compiler.
 """
 
 import sys
@@ -39,6 +41,7 @@ class Arguments:
     """Command line of `python -m trainers.claims`."""
 
     plan: Annotated[str, tyro.conf.Positional] = "micro"  # name (trainers/configs/claims/<name>.toml) or a TOML file
+    compile: bool = False  # torch.compile (backbone.compile) of what is trained: quicker, and needs a C++ compiler
     hours: float = 0.0  # begin nothing that would not fit; 0 = write the study of what is there
     list: bool = False  # show what is to do and what it takes
     out: Path | None = None  # folder of the runs; default runs/claims-<plan>
@@ -52,7 +55,8 @@ def main(arguments: Arguments) -> int:
     study = read_study(path)
     check_plan(study)
     to = arguments.study or STUDIES / f"{path.stem}-claims.json"
-    runs = Runs(study, arguments.out or Path("runs") / f"claims-{path.stem}", Records(to.with_suffix("") / "runs"))
+    folder = arguments.out or Path("runs") / f"claims-{path.stem}"
+    runs = Runs(study, folder, Records(to.with_suffix("") / "runs"), arguments.compile)
     items = ordered(study)
     if arguments.list:
         show(runs, items)

@@ -33,6 +33,7 @@ class Runs:
     study: Study
     folder: Path
     records: Records
+    compile: bool = False  # the networks of what is trained; no part of what a run is
     failed: dict[Item, str] = field(default_factory=dict)
     _paces: dict[str, list[float]] = field(default_factory=dict)  # by arm, and by "method:<name>"
     _benchmarks: list[float] = field(default_factory=list)
@@ -188,11 +189,14 @@ class Runs:
         from trainers.run import train
 
         method, run = self.study.run(item.arm, item.seed)
+        run = replace(run, backbone=replace(run.backbone, compile=self.compile))
         place = self.place(item)
         with held(place):
             donate_stage(method, run, place)
         if (place / STUDENT_RECORD).exists():  # of this plan?
-            claim_folder(place, method, replace(run, processes=run.processes or 1))
+            claim_folder(
+                place, method, replace(run, processes=run.processes or 1), free=frozenset({"backbone.compile"})
+            )
         else:
             train(method, run, place, where=f"{self.study.path}: arms.{item.arm}", until=until)
 

@@ -11,11 +11,12 @@ from benchmarks.config import UserError
 from leaderboards.studies import Claims, read_study
 from tests.trainers.claims.fake import PLAN, Benchmarks, Trainings, write_plan, write_run
 from trainers import run as run_module
-from trainers.checkpoint import STATE, held, stage_state
+from trainers.checkpoint import STATE, held, read_settings, stage_state
 from trainers.claims.__main__ import Arguments, main
 from trainers.claims.record import Records, read_log
 from trainers.claims.runs import Runs, passes_per_second
 from trainers.claims.schedule import UNTRAINED, Item
+from trainers.study import donate_stage
 
 ORDER = ["better-s0", "plain-s0", "better-s1", "plain-s1", "better-s2", "plain-s2", "other-s0", "other-s1"]
 
@@ -287,6 +288,22 @@ def test_a_damaged_record_is_told_by_its_place(stage: Stage) -> None:
         path.write_text(damage)
         with pytest.raises(UserError, match=f"{path}: .*{told}.*remove the file"):
             stage.call(hours=0.0)
+
+
+def test_compiled_or_not_it_is_the_same_run(stage: Stage) -> None:
+    stage.call(hours=1.0, compile=True)
+    runs = stage.folder / "runs"
+    assert all(read_settings(path)["backbone"]["compile"] for path in runs.glob("*/run.json"))
+    (stage.folder / "s" / "runs" / "plain-s1.json").unlink()  # trained, and not recorded
+    (stage.folder / "s" / "runs" / "other-s1.json").unlink()
+    shutil.rmtree(runs / "other-s1")
+    stage_state(runs / "better-s1", "cold_start").write_text("compiled")
+    stage.call(hours=1.0)
+    assert stage.trainings.calls == [*ORDER, "other-s1"]
+    assert not read_settings(runs / "other-s1" / "run.json")["backbone"]["compile"]
+    method, run = stage.runs().study.run("plain", 1)
+    donate_stage(method, run, runs / "one-more")
+    assert (runs / "one-more" / STATE).read_text() == "compiled"
 
 
 def test_a_digest_is_of_what_decides_a_run(stage: Stage) -> None:
