@@ -17,13 +17,14 @@ import math
 import statistics
 from collections.abc import Callable, Sequence
 from itertools import pairwise
-from typing import Literal
+from typing import Literal, TypeVar
 
 import numpy as np
 
 from benchmarks.config import UserError
 from trainers.claims.record import Record
 
+T = TypeVar("T")
 LOGARITHM = "ln of the ratio"
 PASS_TOLERANCE = 0.02  # as a share, or what the last iterations of an arm's stages may go beyond their budgets
 
@@ -113,29 +114,39 @@ def _deviation(metric: str, arm: Sequence[Record]) -> float:
 
 
 def _area(run: Record, metric: str) -> float:
-    points = [(float(str(p["passes"])), float(str(p[metric]))) for p in run.trained.curves if metric in p]
-    x, y = np.array(points).T
+    points = curve(run, metric, over="passes")
+    x, y = np.array(_enough(run, points, f"canary points of {metric}")).T
     return float(np.trapezoid(y, x) / (x[-1] - x[0]))
 
 
 def _roughness(run: Record, metric: str) -> float:
-    values = np.array([value for _, value in curve(run, metric)])
+    values = np.array([value for _, value in _enough(run, curve(run, metric), f"canary points of {metric}", least=4)])
     return float(np.sqrt((np.diff(values[len(values) // 2 :]) ** 2).mean()))
 
 
 def _spread(run: Record, reward: str) -> float:
-    values = [line[f"reward_std/{reward}"] for line in run.trained.last_stage if f"reward_std/{reward}" in line]
-    return statistics.fmean(values[len(values) // 2 :])
+    values = [value for _, value in curve(run, f"spread:{reward}")]
+    return statistics.fmean(
+        _enough(run, values, f"lines with reward_std/{reward} in its last stage", least=1)[len(values) // 2 :]
+    )
 
 
 def _per_iteration(run: Record, key: Callable[[dict[str, float]], float]) -> float:
-    lines = run.trained.last_stage
+    lines = _enough(run, run.trained.last_stage, "logged iterations of its last stage")
     steps = [(key(b) - key(a)) / (b["iteration"] - a["iteration"]) for a, b in pairwise(lines)]
     return math.log(statistics.median(steps))
 
 
 def _gradient_variance(run: Record, _: str) -> float:
-    return math.log(run.trained.last_stage[-1]["gradient_variance"])
+    values = [line["gradient_variance"] for line in run.trained.last_stage if "gradient_variance" in line]
+    return math.log(_enough(run, values, "lines with gradient_variance in its last stage", least=1)[-1])
+
+
+def _enough(run: Record, found: list[T], what: str, least: int = 2) -> list[T]:
+    """Return what was found. Raises UserError where it is too little."""
+    if len(found) < least:
+        raise UserError(f"{run.name}: {len(found)} {what}; at least {least} are needed")
+    return found
 
 
 NUMBERS: dict[str, Callable[[Record, str], float]] = {

@@ -191,14 +191,13 @@ class Runs:
         method, run = self.study.run(item.arm, item.seed)
         run = replace(run, backbone=replace(run.backbone, compile=self.compile))
         place = self.place(item)
+        if (place / STUDENT_RECORD).exists():  # of this plan?
+            begun = replace(run, processes=run.processes or 1)
+            claim_folder(place, method, begun, free=frozenset({"backbone.compile"}))
+            return
         with held(place):
             donate_stage(method, run, place)
-        if (place / STUDENT_RECORD).exists():  # of this plan?
-            claim_folder(
-                place, method, replace(run, processes=run.processes or 1), free=frozenset({"backbone.compile"})
-            )
-        else:
-            train(method, run, place, where=f"{self.study.path}: arms.{item.arm}", until=until)
+        train(method, run, place, where=f"{self.study.path}: arms.{item.arm}", until=until)
 
     def _benchmark(self, item: Item) -> float:
         """Put an item through the suite; return the seconds that took."""

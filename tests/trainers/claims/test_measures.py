@@ -85,6 +85,21 @@ def test_numbers_of_a_training(runs: Runs) -> None:
     assert number("gradient_variance", run) == pytest.approx(math.log(20.0))
 
 
+def test_a_log_without_what_is_asked_of_it_is_told(runs: Runs) -> None:
+    run = finished(runs, "plain", 0)
+    for measure, lacking in (
+        ("spread:another", "reward_std/another"),
+        ("gradient_variance", "gradient_variance"),
+        ("area:another", "another"),
+        ("roughness:another", "another"),
+    ):
+        with pytest.raises(UserError, match=f"plain-s0: .*{lacking}"):
+            number(measure, run)
+    short = run.model_copy(update={"training": run.trained.model_copy(update={"last_stage": []})})
+    with pytest.raises(UserError, match="plain-s0: 0 logged iterations"):
+        number("seconds_per_iteration", short)
+
+
 def test_numbers_are_paired_by_seed(runs: Runs) -> None:
     arms = [
         [finished(runs, arm, seed, gradient_variance=lambda i, f=factor: f * i) for seed in (0, 1)]

@@ -255,6 +255,17 @@ def test_what_is_on_record_needs_no_folder_of_runs(stage: Stage) -> None:
     assert stage.trainings.calls == [*ORDER, "plain-s1"]
 
 
+def test_what_was_trained_and_is_not_on_record_keeps_its_log(stage: Stage) -> None:
+    stage.call(hours=1.0)
+    log, record = stage.folder / "runs" / "plain-s1" / "log.jsonl", stage.folder / "s" / "runs" / "plain-s1.json"
+    before = log.read_text(), json.loads(record.read_text())["training"]
+    (stage.folder / "runs" / "better-s1" / "log.jsonl").write_text("")  # of which plain-s1 could have its cold start
+    record.unlink()
+    stage.call(hours=1.0)
+    assert stage.trainings.calls == ORDER
+    assert (log.read_text(), json.loads(record.read_text())["training"]) == before
+
+
 def test_a_record_of_other_settings_is_none(stage: Stage) -> None:
     stage.call(hours=1.0)
     shutil.rmtree(stage.folder / "runs")
