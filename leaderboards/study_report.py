@@ -16,7 +16,7 @@ from leaderboards.studies import Claim, Claims, Figure, read_study
 from leaderboards.study_figure import figure_spec
 
 WIDTH, HEIGHT = 560, 300
-MARK = {
+MARK = {  # in the order of the tables
     "holds": "**holds**",
     "does not hold": "**does not hold**",
     "undecided": "undecided",
@@ -73,7 +73,7 @@ def _lines(study: Claims, path: Path) -> Iterator[str]:
     counts = {verdict: sum(claim.verdict == verdict for claim in study.claims) for verdict in MARK}
     yield ", ".join(f"{count} {verdict}" for verdict, count in counts.items() if count) + "."
     for headline, title in ((True, "Headline claims"), (False, "Further claims")):
-        chosen = [claim for claim in study.claims if claim.headline == headline]
+        chosen = [claim for verdict in MARK for claim in study.claims if _is(claim, headline, verdict)]
         if chosen:
             yield from (
                 "",
@@ -90,6 +90,10 @@ def _lines(study: Claims, path: Path) -> Iterator[str]:
     yield 'for their number. "Seen from" is the smallest difference that four of five such studies would find.'
     for figure in study.figures:
         yield from ("", f"![{figure.title}]({path.stem}/{figure.id}.svg)")
+
+
+def _is(claim: Claim, headline: bool, verdict: str) -> bool:
+    return claim.headline == headline and claim.verdict == verdict
 
 
 def _row(claim: Claim) -> str:

@@ -36,6 +36,21 @@ def test_text_lists_every_claim_with_its_count(tmp_path: Path) -> None:
     assert "(s/curves.svg)" in text
 
 
+def test_what_is_judged_comes_first(tmp_path: Path) -> None:
+    later = UNJUDGED | {"headline": False, "statement": "Not yet judged."}
+    claims = [later, CLAIM]
+    write_study(
+        Claims.model_validate({**HEAD, "kind": "claims", "claims": claims}),
+        tmp_path / "s.json",
+    )
+    text = (tmp_path / "s.md").read_text()
+    assert text.index(CLAIM["statement"]) < text.index("Not yet judged.")
+    assert [claim["statement"] for claim in json.loads((tmp_path / "s.json").read_text())["claims"]] == [
+        "Not yet judged.",
+        CLAIM["statement"],
+    ]  # the file keeps the plan's order
+
+
 def test_pictures_are_drawn_again_from_the_json_alone(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     write_study(study(), tmp_path / "s.json")
     before = (tmp_path / "s" / "curves.svg").read_bytes(), (tmp_path / "s.md").read_bytes()

@@ -45,7 +45,7 @@ fewstep.views.claims = {
       studies.map((study) => [studyHead(study),
         h("p", {}, counts(study).map(([v, n]) => [h("span", { class: `verdict-chip ${OUTCOME[v]}` }, `${n} ${v}`), " "])),
         [["Headline claims", true], ["Further claims", false]].map(([title, headline]) => {
-          const chosen = study.claims.filter((c) => c.headline === headline && (!wanted || c.verdict === wanted));
+          const chosen = Object.keys(OUTCOME).flatMap((v) => study.claims.filter((c) => c.headline === headline && c.verdict === v && (!wanted || v === wanted)));
           return chosen.length ? [h("h3", {}, title), h("div", { class: "cards wide" }, chosen.map(claimOf))] : null;
         }),
         wanted || !study.figures.length ? null : [h("h3", {}, "Figures"), h("div", { class: "cards wide" }, study.figures.map((figure) => h("article", { class: "card" }, figureOf(figure))))]]),
