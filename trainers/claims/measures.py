@@ -41,6 +41,8 @@ def differences(measure: str, first: Sequence[Record], second: Sequence[Record])
         _, a, b = measure.split(":")
         parts = [differences(one, first, second) / _deviation(one, second) for one in (a, b)]
         return parts[0] - parts[1]
+    if measure == "seconds_per_iteration" and len({run.trained.compiled for run in (*first, *second)}) > 1:
+        raise UserError(f"{measure}: some of the runs were compiled and others not; train all of them alike")
     if ":" in measure or measure in NUMBERS:
         return np.array([number(measure, x) - number(measure, y) for x, y in zip(first, second, strict=True)])
     values = [np.array([one.evidence(measure).means_P for one in arm]) for arm in (first, second)]

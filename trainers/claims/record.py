@@ -42,6 +42,7 @@ class Trained(Strict):
     """What a training left."""
 
     network_passes: Count
+    compiled: bool  # at its last start: passes then take other times
     stages: list[StageRecord]
     curves: list[dict[str, JsonValue]]  # the canary's points
     first_deviations: dict[str, Number]  # of images, by metric: the canary's first measurement
@@ -151,13 +152,14 @@ def read_log(folder: Path) -> list[dict[str, Any]]:
 def _of_training(folder: Path) -> dict[str, Any]:
     training, _ = read_training(folder / "student")
     assert training is not None  # there is a file, and one that is malformed raises
-    log, last = read_log(folder), training.stages[-1].name
+    log, last, backbone = read_log(folder), training.stages[-1].name, training.config.get("backbone")
     first: dict[str, float] = {}
     for line in log:
         first = {key.removeprefix(STD): value for key, value in line.items() if key.startswith(STD)} | first
     trained = [line for line in log if line["stage"] == last and not any(key.startswith("canary/") for key in line)]
     return {
         "network_passes": training.network_passes,
+        "compiled": isinstance(backbone, dict) and bool(backbone.get("compile")),
         "stages": [stage.model_dump() for stage in training.stages],
         "curves": training.curves,
         "first_deviations": first,

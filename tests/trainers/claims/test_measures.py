@@ -85,6 +85,18 @@ def test_numbers_of_a_training(runs: Runs) -> None:
     assert number("gradient_variance", run) == pytest.approx(math.log(20.0))
 
 
+def test_times_of_compiled_runs_are_compared_with_such_alone(runs: Runs) -> None:
+    arms = [[finished(runs, arm, 0)] for arm in ("better", "plain")]
+    compiled = [
+        run.model_copy(update={"training": run.trained.model_copy(update={"compiled": True})}) for (run,) in arms
+    ]
+    assert differences("seconds_per_iteration", *arms).tolist() == [0.0]
+    assert differences("seconds_per_iteration", compiled[:1], compiled[1:]).tolist() == [0.0]
+    with pytest.raises(UserError, match="some of the runs were compiled"):
+        differences("seconds_per_iteration", arms[0], compiled[1:])
+    assert differences("passes_per_iteration", arms[0], compiled[1:]).tolist() == [0.0]
+
+
 def test_a_log_without_what_is_asked_of_it_is_told(runs: Runs) -> None:
     run = finished(runs, "plain", 0)
     for measure, lacking in (

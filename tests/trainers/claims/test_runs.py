@@ -305,6 +305,8 @@ def test_compiled_or_not_it_is_the_same_run(stage: Stage) -> None:
     stage.call(hours=1.0, compile=True)
     runs = stage.folder / "runs"
     assert all(read_settings(path)["backbone"]["compile"] for path in runs.glob("*/run.json"))
+    kept = stage.runs().record(Item("better", 0))
+    assert kept is not None and kept.trained.compiled
     (stage.folder / "s" / "runs" / "plain-s1.json").unlink()  # trained, and not recorded
     (stage.folder / "s" / "runs" / "other-s1.json").unlink()
     shutil.rmtree(runs / "other-s1")
@@ -312,6 +314,9 @@ def test_compiled_or_not_it_is_the_same_run(stage: Stage) -> None:
     stage.call(hours=1.0)
     assert stage.trainings.calls == [*ORDER, "other-s1"]
     assert not read_settings(runs / "other-s1" / "run.json")["backbone"]["compile"]
+    assert [stage.runs().record(Item(arm, 1)).trained.compiled for arm in ("better", "plain", "other")] == [
+        True, True, False
+    ]  # fmt: skip
     method, run = stage.runs().study.run("plain", 1)
     donate_stage(method, run, runs / "one-more")
     assert (runs / "one-more" / STATE).read_text() == "compiled"
