@@ -15,7 +15,6 @@ Axes: B samples, then any latent axes.
 
 import hashlib
 import json
-import os
 from collections.abc import Sequence
 from dataclasses import dataclass
 from functools import partial
@@ -25,10 +24,11 @@ from typing import Any, Protocol
 import torch
 from PIL import Image, ImageOps
 from safetensors import SafetensorError
-from safetensors.torch import load_file, save_file
+from safetensors.torch import load_file, save
 from torch import Tensor
 
 from benchmarks.config import config
+from leaderboards.store import write_atomically
 from metrics.base import Prompt, UserError
 from metrics.images import read_image, to_tensor
 from trainers.backbones.base import Backbone
@@ -189,9 +189,7 @@ def _caption(picture: Path) -> str:
 
 def _write(path: Path, x0: Tensor) -> None:
     path.parent.mkdir(parents=True, exist_ok=True)
-    temporary = path.with_suffix(f".{os.getpid()}.tmp")  # another run may be drawing the same
-    save_file({"x0": x0.contiguous()}, temporary)
-    temporary.replace(path)
+    write_atomically(path, save({"x0": x0.contiguous()}), durable=False)  # another run may be drawing the same
 
 
 def _read(path: Path) -> Tensor:

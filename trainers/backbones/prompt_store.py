@@ -8,18 +8,18 @@ prompt, SDXL 0.6 MB.
 
 import hashlib
 import json
-import os
 from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import torch
 from safetensors import SafetensorError
-from safetensors.torch import load_file, save_file
+from safetensors.torch import load_file, save
 from torch import Tensor, nn
 
 from benchmarks.checkpoints import check_pipeline, digest_files
 from benchmarks.config import UserError
+from leaderboards.store import write_atomically
 
 if TYPE_CHECKING:
     from trainers.backbones.base import BackboneConfig
@@ -119,6 +119,5 @@ class PromptStore:
         """Keep a prompt's row, whole or not at all."""
         path = self.path(prompt)
         path.parent.mkdir(parents=True, exist_ok=True)
-        temporary = path.with_suffix(f".{os.getpid()}.tmp")  # another process may be at the same prompt
-        save_file({str(n): tensor.detach().cpu().contiguous() for n, tensor in enumerate(row)}, temporary)
-        temporary.replace(path)
+        tensors = {str(n): tensor.detach().cpu().contiguous() for n, tensor in enumerate(row)}
+        write_atomically(path, save(tensors), durable=False)  # another process may be at the same prompt
