@@ -33,7 +33,7 @@ from benchmarks.model_cards import ModelCard, base_card, card_protocol, find_car
 from benchmarks.native import UNCHANGED, Changes
 from benchmarks.pictures import PictureFolder, is_picture_folder, open_pictures
 from benchmarks.protocol import Protocol, read_protocol
-from leaderboards.schema import Training
+from leaderboards.schema import Training, first_fault
 
 if TYPE_CHECKING:
     import torch
@@ -202,9 +202,7 @@ def read_training(folder: Path) -> tuple[Training | None, str]:
     try:
         return Training.model_validate(table), str(base)
     except ValidationError as error:
-        first = error.errors()[0]
-        where = ".".join(str(part) for part in first["loc"])
-        raise UserError(f"{path}: {where}: {first['msg']}; export the checkpoint again") from error
+        raise UserError(f"{path}: {first_fault(error, 'training')}; export the checkpoint again") from error
 
 
 @contextmanager

@@ -14,7 +14,7 @@ from typing import Annotated
 from filelock import FileLock
 from pydantic import Field, ValidationError
 
-from leaderboards.schema import MAX_FILE_BYTES, Name, ResultError, Strict
+from leaderboards.schema import MAX_FILE_BYTES, Name, ResultError, Strict, first_fault
 from leaderboards.store import write_atomically
 
 NOTES = ".about.json"
@@ -61,8 +61,7 @@ def read_about(suite: Path) -> About:
     except OSError as error:
         raise ResultError(f"{path}: {error.strerror or error}") from error
     except ValidationError as error:
-        first = error.errors()[0]
-        raise ResultError(f"{path}: {'.'.join(map(str, first['loc']))}: {first['msg']}") from error
+        raise ResultError(f"{path}: {first_fault(error, 'about')}") from error
 
 
 def add_about(suite: Path, new: About) -> None:

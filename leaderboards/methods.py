@@ -14,7 +14,7 @@ from typing import Literal
 
 from pydantic import Field, TypeAdapter, ValidationError
 
-from leaderboards.schema import ResultError, Strict
+from leaderboards.schema import ResultError, Strict, first_fault
 from leaderboards.table import escape_markdown
 
 METHODS = Path(__file__).parent / "methods.toml"
@@ -48,8 +48,7 @@ def read_methods(path: Path = METHODS) -> list[Method]:
         table = tomllib.loads(path.read_text(encoding="utf-8"))
         return TypeAdapter(list[Method]).validate_python(table["methods"], strict=False)
     except ValidationError as error:
-        first = error.errors()[0]
-        raise ResultError(f"{path}: {'.'.join(map(str, first['loc']))}: {first['msg']}") from error
+        raise ResultError(f"{path}: {first_fault(error, 'methods')}") from error
 
 
 def limits_markdown(methods: Sequence[Method]) -> str:

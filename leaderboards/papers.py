@@ -11,7 +11,17 @@ from typing import Annotated, Literal
 
 from pydantic import Field, ValidationError, model_validator
 
-from leaderboards.schema import MAX_FILE_BYTES, Count, JsonValue, Name, Number, ResultError, Strict, json_schema_of
+from leaderboards.schema import (
+    MAX_FILE_BYTES,
+    Count,
+    JsonValue,
+    Name,
+    Number,
+    ResultError,
+    Strict,
+    first_fault,
+    json_schema_of,
+)
 
 REPORTED = Path(__file__).parent / "reported"
 _CITATION = re.compile(r"\s*\[[^\]]*\]")
@@ -146,9 +156,7 @@ def read_paper_table(path: Path) -> PaperTable:
     except OSError as error:
         raise ResultError(f"{path}: {error.strerror or error}") from error
     except ValidationError as error:
-        first = error.errors()[0]
-        where = ".".join(str(part) for part in first["loc"]) or "table"
-        raise ResultError(f"{path}: {where}: {first['msg']}") from error
+        raise ResultError(f"{path}: {first_fault(error, 'table')}") from error
     except ResultError as error:
         raise ResultError(f"{path}: {error}") from error
     return table

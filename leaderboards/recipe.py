@@ -26,7 +26,7 @@ from typing import Any, Literal, TypeVar
 from pydantic import Field, TypeAdapter, ValidationError
 
 from leaderboards.papers import PaperColumn, PaperTable, read_paper_tables
-from leaderboards.schema import ResultError, Strict
+from leaderboards.schema import ResultError, Strict, first_fault
 
 RECIPES = Path(__file__).parent / "recipes"
 Likeness = Literal["same", "differs", "unknown"]
@@ -150,12 +150,11 @@ def _validated(path: Path, table: dict[str, Any], kind: type[T]) -> T:
     except ValidationError as error:
         # A key misspelt is unknown and missing at once: the first says more.
         first = min(error.errors(), key=lambda one: one["type"] != "extra_forbidden")
-        where = ".".join(str(part) for part in first["loc"]) or "recipe"
         if first["type"] == "extra_forbidden":
             owner = RecipeColumn if "columns" in first["loc"] else kind
             hint = _nearest(str(first["loc"][-1]), owner.model_fields)
-            raise ResultError(f"{path}: unknown key {where!r}; {hint}") from error
-        raise ResultError(f"{path}: {where}: {first['msg']}") from error
+            raise ResultError(f"{path}: unknown key {'.'.join(map(str, first['loc']))!r}; {hint}") from error
+        raise ResultError(f"{path}: {first_fault(error, 'recipe')}") from error
 
 
 def _nearest(name: str, known: Mapping[str, Any]) -> str:

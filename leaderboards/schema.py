@@ -200,11 +200,15 @@ def read_result(path: Path) -> Result:
     except RecursionError as error:
         raise ResultError(f"{path}: nested too deeply") from error
     except ValidationError as error:
-        first = error.errors()[0]
-        where = ".".join(str(part) for part in first["loc"]) or "result"
-        raise ResultError(f"{path}: {where}: {first['msg']}") from error
+        raise ResultError(f"{path}: {first_fault(error, 'result')}") from error
     except ValueError as error:  # JSON, unicode, version
         raise ResultError(f"{path}: {error}") from error
+
+
+def first_fault(error: ValidationError, what: str) -> str:
+    """Return "key: fault" of the first fault; `what` names the whole, which is at fault where no key is."""
+    first = error.errors()[0]
+    return f"{'.'.join(str(part) for part in first['loc']) or what}: {first['msg']}"
 
 
 def json_schema() -> str:

@@ -27,7 +27,16 @@ from PIL import Image, UnidentifiedImageError
 from pydantic import BaseModel, ConfigDict, TypeAdapter, ValidationError
 
 from leaderboards import evidence
-from leaderboards.schema import MAX_FILE_BYTES, Evidence, Name, Result, ResultError, dump_result, read_result
+from leaderboards.schema import (
+    MAX_FILE_BYTES,
+    Evidence,
+    Name,
+    Result,
+    ResultError,
+    dump_result,
+    first_fault,
+    read_result,
+)
 from leaderboards.seen import Seen
 from leaderboards.statistics import Scores
 
@@ -263,7 +272,7 @@ def _read_gallery(parent: Path, name: str, stem: str) -> tuple[Sample, ...]:
     except OSError as error:
         raise ResultError(f"gallery: {error.strerror or error}") from error
     except ValidationError as error:
-        raise ResultError(f"gallery/index.json: {error.errors()[0]['msg']}") from error
+        raise ResultError(f"gallery/index.json: {first_fault(error, 'captions')}") from error
     return tuple(Sample(**dict(caption), png=png) for caption, png in zip(captions, pictures, strict=True))
 
 

@@ -23,7 +23,7 @@ from typing import Annotated, Literal
 
 from pydantic import Field, TypeAdapter, ValidationError, model_validator
 
-from leaderboards.schema import MAX_FILE_BYTES, Count, Name, Number, ResultError, Strict, json_schema_of
+from leaderboards.schema import MAX_FILE_BYTES, Count, Name, Number, ResultError, Strict, first_fault, json_schema_of
 
 STUDIES = Path(__file__).parent / "studies"
 Verdict = Literal["holds", "does not hold", "undecided"]
@@ -228,9 +228,7 @@ def read_study(path: Path) -> AnyStudy:
     except OSError as error:
         raise ResultError(f"{path}: {error.strerror or error}") from error
     except ValidationError as error:
-        first = error.errors()[0]
-        where = ".".join(str(part) for part in first["loc"]) or "study"
-        raise ResultError(f"{path}: {where}: {first['msg']}") from error
+        raise ResultError(f"{path}: {first_fault(error, 'study')}") from error
 
 
 def study_json_schema() -> str:

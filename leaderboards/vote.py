@@ -22,7 +22,7 @@ import numpy as np
 from pydantic import Field, ValidationError
 
 from leaderboards.comparison import samples_of
-from leaderboards.schema import Digest, Name, ResultError, Strict
+from leaderboards.schema import Digest, Name, ResultError, Strict, first_fault
 from leaderboards.statistics import Estimate, estimate
 from leaderboards.store import Entry, Sample
 
@@ -127,9 +127,7 @@ def read_key(path: Path) -> Key:
     except OSError as error:
         raise ResultError(f"{path}: {error.strerror or error}") from error
     except ValidationError as error:
-        first = error.errors()[0]
-        where = ".".join(str(part) for part in first["loc"]) or "key"
-        raise ResultError(f"{path}: {where}: {first['msg']}") from error
+        raise ResultError(f"{path}: {first_fault(error, 'key')}") from error
 
 
 def read_outcomes(key_path: Path, votes: Sequence[Path], a: Entry, b: Entry) -> tuple[Key, list[Outcome]]:

@@ -19,7 +19,7 @@ from pydantic import Field, ValidationError
 
 from benchmarks.config import UserError
 from benchmarks.models import read_training
-from leaderboards.schema import Count, Digest, JsonValue, Name, Number, StageRecord, Strict
+from leaderboards.schema import Count, Digest, JsonValue, Name, Number, StageRecord, Strict, first_fault
 from leaderboards.statistics import Scores
 from leaderboards.store import read_entry, write_atomically
 from trainers.checkpoint import LOG
@@ -126,9 +126,8 @@ def read_record(path: Path) -> Record:
     try:
         return Record.model_validate_json(path.read_bytes())
     except ValidationError as error:
-        first = error.errors()[0]
-        where = ".".join(str(part) for part in first["loc"]) or "record"
-        raise UserError(f"{path}: {where}: {first['msg']}; remove the file to have the run made again") from error
+        fault = first_fault(error, "record")
+        raise UserError(f"{path}: {fault}; remove the file to have the run made again") from error
 
 
 def record_of(name: str, digest: str, folder: Path, result: Path | None, seconds: float) -> Record:
