@@ -12,7 +12,6 @@ Exit codes: 0 done, 1 our mistake, 2 something for you to mend (one line).
 import hashlib
 import os
 import sys
-import tempfile
 import urllib.error
 import urllib.request
 from collections import Counter
@@ -43,6 +42,7 @@ from benchmarks.sets import (
     read_set,
     sets_folder,
 )
+from leaderboards.store import write_atomically
 
 TIMEOUT = 60.0  # seconds without a byte
 
@@ -87,7 +87,7 @@ def _sample(arguments: Arguments) -> str:
     left_out = [prompt for name in arguments.without for prompt in read_set(name, arguments.prompts).prompts]
     of = read_set(arguments.names[0], arguments.prompts).prompts
     content = "".join(f"{text}\n" for text in sample(of, left_out, arguments.take, arguments.seed)).encode()
-    _write(arguments.out, content)
+    write_atomically(arguments.out, content)
     return f"{arguments.out}: {arguments.take:,} of {len(of):,} prompts, sha256 {hashlib.sha256(content).hexdigest()}"
 
 
@@ -156,7 +156,7 @@ def fetch(names: Iterable[str], folder: Path | None) -> Iterator[str]:
                         f"{entry.questions.url}: served another file (git's id {found}, should be "
                         f"{entry.questions.git_blob}); nothing was written"
                     )
-                _write(path, content)
+                write_atomically(path, content)
             yield f"{name}: {path}"
         elif entry.shipped:
             yield f"{name}: shipped, nothing to fetch"
@@ -174,7 +174,7 @@ def _fetch_file(name: str, entry: DeclaredSet, target: Path) -> str:
     if other := other_digest(entry, content):
         kind, found, should = other
         raise UserError(f"{entry.url}: served another file ({kind} {found}, should be {should}); nothing was written")
-    _write(path, content)
+    write_atomically(path, content)
     return f"{name}: {path} (licence: {entry.licence})"
 
 
@@ -190,12 +190,6 @@ def download(url: str) -> bytes:
     if len(content) > MAX_FILE_BYTES:
         raise UserError(f"{url}: more than {MAX_FILE_BYTES // 2**20} MiB; nothing was written")
     return content
-
-
-def _write(path: Path, content: bytes) -> None:
-    with tempfile.NamedTemporaryFile(dir=path.parent, suffix=".tmp", delete=False) as file:
-        file.write(content)
-    Path(file.name).replace(path)
 
 
 def verify(names: Iterable[str], folder: Path | None) -> Iterator[str]:

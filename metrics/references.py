@@ -14,6 +14,7 @@ Axes: N pictures, M of them kept, D features.
 import hashlib
 import json
 import os
+import tempfile
 import zipfile
 import zlib
 from collections.abc import Mapping
@@ -147,10 +148,13 @@ def open_arrays(path: Path, mend: str) -> Any:
 def write_reference(path: Path, arrays: Mapping[str, np.ndarray], about: Mapping[str, Any]) -> str:
     """Write a reference whole or not at all; return its sha256."""
     path.parent.mkdir(parents=True, exist_ok=True)
-    partial = path.with_name(f".{path.name}.{os.getpid()}.tmp.npz")
     text = json.dumps({"format": FORMAT, **about}, sort_keys=True)
     contents: dict[str, Any] = {**arrays, "about": np.asarray(text)}
-    np.savez_compressed(partial, **contents)
+    # A name of its own: two machines may write into one folder.
+    with tempfile.NamedTemporaryFile(dir=path.parent, prefix=f".{path.name}.", suffix=".tmp", delete=False) as file:
+        np.savez_compressed(file, **contents)
+    partial = Path(file.name)
+    partial.chmod(0o644)
     partial.replace(path)
     with path.open("rb") as content:
         return hashlib.file_digest(content, "sha256").hexdigest()
