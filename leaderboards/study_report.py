@@ -6,6 +6,7 @@ writes <name>.md beside it and <name>/<figure>.svg of every figure, drawn by Veg
 """
 
 import sys
+from collections import Counter
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
@@ -65,13 +66,18 @@ def vega_lite(figure: Figure) -> dict[str, Any]:
     }
 
 
+def tally(study: Claims) -> str:
+    """Return how many claims have each verdict: "holds: 8, undecided: 9"."""
+    counts = Counter[str](claim.verdict for claim in study.claims)
+    return ", ".join(f"{verdict}: {counts[verdict]}" for verdict in MARK if counts[verdict])
+
+
 def _lines(study: Claims, path: Path) -> Iterator[str]:
     yield f"# {study.title}"
     yield ""
     yield f"{study.about} Written by `{study.command}` from `{path.name}`, which holds every number shown here."
     yield ""
-    counts = {verdict: sum(claim.verdict == verdict for claim in study.claims) for verdict in MARK}
-    yield ", ".join(f"{count} {verdict}" for verdict, count in counts.items() if count) + "."
+    yield f"{tally(study)}."
     for headline, title in ((True, "Headline claims"), (False, "Further claims")):
         chosen = [claim for verdict in MARK for claim in study.claims if _is(claim, headline, verdict)]
         if chosen:

@@ -31,7 +31,7 @@ def test_text_lists_every_claim_with_its_count(tmp_path: Path) -> None:
     written = write_study(study(), tmp_path / "s.json")
     text = (tmp_path / "s.md").read_text()
     assert [path.name for path in written] == ["s.json", "s.md", "curves.svg"]
-    assert "1 holds, 1 not judged." in text and "1 of 3" in text and "+0.0400 (+0.0100 to +0.0700)" in text
+    assert "holds: 1, not judged: 1." in text and "1 of 3" in text and "+0.0400 (+0.0100 to +0.0700)" in text
     assert text.index("## Headline claims") < text.index("## Further claims")
     assert "(s/curves.svg)" in text
 

@@ -27,7 +27,7 @@ from benchmarks.cli import parse
 from benchmarks.screen import guarded
 from benchmarks.suites import read_suite
 from leaderboards.studies import STUDIES, Claims
-from leaderboards.study_report import write_study
+from leaderboards.study_report import tally, write_study
 from trainers.claims.measures import check_measures
 from trainers.claims.plan import Study, find_plan, read_study
 from trainers.claims.record import Records
@@ -122,9 +122,7 @@ def show(runs: Runs, items: list[Item]) -> None:
 
 def summary(study: Claims, finished: int, runs: int) -> str:
     """Return one line on the study."""
-    verdicts = [claim.verdict for claim in study.claims]
-    counts = ", ".join(f"{verdicts.count(verdict)} {verdict}" for verdict in dict.fromkeys(verdicts))
-    return f"{finished} of {runs} runs; {len(verdicts)} claims: {counts}"
+    return f"{finished} of {runs} runs; {len(study.claims)} claims: {tally(study)}"
 
 
 if __name__ == "__main__":

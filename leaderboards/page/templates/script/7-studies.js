@@ -43,13 +43,13 @@ fewstep.views.claims = {
     return [
       h("div", { class: "tools" }, select("Verdict", wanted, [["", "all"], ...Object.keys(OUTCOME).map((v) => [v, v])], (verdict) => state.set({ verdict }))),
       studies.map((study) => [studyHead(study),
-        h("p", {}, counts(study).map(([v, n]) => [h("span", { class: `verdict-chip ${OUTCOME[v]}` }, `${n} ${v}`), " "])),
+        h("p", {}, counts(study).map(([v, n]) => [h("span", { class: `verdict-chip ${OUTCOME[v]}` }, `${v}: ${n}`), " "])),
         [["Headline claims", true], ["Further claims", false]].map(([title, headline]) => {
           const chosen = Object.keys(OUTCOME).flatMap((v) => study.claims.filter((c) => c.headline === headline && c.verdict === v && (!wanted || v === wanted)));
           return chosen.length ? [h("h3", {}, title), h("div", { class: "cards wide" }, chosen.map(claimOf))] : null;
         }),
         wanted || !study.figures.length ? null : [h("h3", {}, "Figures"), h("div", { class: "cards wide" }, study.figures.map((figure) => h("article", { class: "card" }, figureOf(figure))))]]),
-      h("p", { class: "quiet" }, "holds: the whole interval lies where the claim says. does not hold: the whole interval lies where it does not, or below what would matter. undecided: neither; the study cannot tell. not judged: too few seeds."),
+      h("p", { class: "quiet" }, "holds: the whole interval lies where the claim says. does not hold: the whole interval lies where it does not, or below what would matter. undecided: neither; the study cannot tell. not judged: too few seeds. An interval covers seeds of training and prompts; claims are judged one by one, without correction for their number."),
     ];
   },
 };
