@@ -27,7 +27,9 @@ def figure_spec(figure: Figure) -> Spec:
     place: Spec = {"field": "x", "title": figure.x or None, "sort": None}
     place |= {"type": "nominal"} if named else _number(figure.x)
     size = {"field": "y"} | _number(figure.y)
-    by_name: Spec = {"field": "name", "type": "nominal", "title": None, "sort": None}
+    names = list(dict.fromkeys(one.name for one in figure.series))
+    # Each layer would count the names of its own marks alone, and where one has no interval give others its colour
+    by_name: Spec = {"field": "name", "type": "nominal", "title": None, "sort": None, "scale": {"domain": names}}
     several, measured = len(figure.series) > 1, len({one.measure for one in figure.series}) > 1
     colour = {"color": by_name} if several else {}
     along, up = ("y", "x") if named else ("x", "y")
@@ -36,19 +38,18 @@ def figure_spec(figure: Figure) -> Spec:
         shared["yOffset"] = {"field": "name", "sort": None}
     marked = shared | colour | {up: size}
     if lonely and several and not named:
-        marked["shape"] = by_name | {"scale": {"range": SHAPES}}
+        marked["shape"] = by_name | {"scale": {"domain": names, "range": SHAPES}}
     if measured:
-        marked["strokeDash"] = by_name | {"field": "measure", "legend": {"symbolSize": 300}}
+        dash: Spec = {"field": "measure", "type": "nominal", "title": None, "sort": None}
+        marked["strokeDash"] = dash | {"legend": {"symbolSize": 300}}
         shared["detail"] = {"field": "measure"}
     dots = {} if measured else {"point": {"size": 20}}  # a legend of dashes and dots would show neither
-    line = {"type": "point", "filled": True, "size": 60} if lonely else {"type": "line"} | dots
+    line = {"type": "point", "filled": True, "size": 90, "opacity": 1} if lonely else {"type": "line"} | dots
     layers: list[Spec] = [{"mark": line, "encoding": marked}]
     if any(value["low"] is not None for value in values):
-        # As a stroke, lest the legend of points fall into one of colours and one of shapes
-        drawn = {"stroke": by_name | {"legend": None}} if lonely and several else colour
         ends = {up: size | {"field": "low"}, f"{up}2": {"field": "high"}}
         interval = {"type": "rule", "strokeWidth": 2} if lonely else {"type": "area", "opacity": 0.15}
-        layers.insert(0, {"mark": interval, "encoding": shared | drawn | ends})
+        layers.insert(0, {"mark": interval, "encoding": shared | colour | ends})
     return {"data": {"values": values}, "layer": layers} | ({"height": {"step": ROW}} if named else {})
 
 

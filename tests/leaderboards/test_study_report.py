@@ -1,14 +1,17 @@
 """A study's text and pictures come from its JSON alone."""
 
 import json
+import xml.etree.ElementTree as ElementTree
 from pathlib import Path
 
 import pytest
+import vl_convert
 
 from leaderboards.studies import Claims, Figure
 from leaderboards.study_report import main, vega_lite, write_study
 from tests.leaderboards.test_studies import CLAIM, HEAD
 
+SVG = "{http://www.w3.org/2000/svg}"
 POINTS = [{"x": 1, "y": 0.5, "low": 0.4, "high": 0.6}, {"x": 2, "y": 0.7, "low": 0.6, "high": 0.8}]
 FIGURE = {
     "id": "curves",
@@ -90,3 +93,20 @@ def test_what_a_line_is_of_shows_in_its_dash_and_a_lone_point_in_its_shape() -> 
     *_, point = vega_lite(Figure.model_validate(FIGURE | {"series": lone}))["layer"]
     assert point["encoding"]["shape"]["field"] == point["encoding"]["color"]["field"] == "name"
     assert "strokeDash" not in point["encoding"]
+
+
+@pytest.mark.parametrize("points", [1, 2])
+def test_an_interval_has_the_colour_of_its_series_where_another_has_none(points: int) -> None:
+    """A lone series without interval, as of a teacher, must not shift the colours of the intervals."""
+    series = [
+        {"name": "teacher", "points": [{"x": 1, "y": 0.5}, {"x": 2, "y": 0.5}][:points]},
+        *({"name": name, "points": POINTS[:points]} for name in ("a", "b")),
+    ]
+    svg = vl_convert.vegalite_to_svg(vega_lite(Figure.model_validate(FIGURE | {"series": series})))
+    drawn: dict[str, set[str]] = {"teacher": set(), "a": set(), "b": set()}
+    for mark in ElementTree.fromstring(svg).iter():
+        name = mark.get("aria-label", "").rpartition("name: ")[2]
+        if name in drawn:
+            drawn[name] |= {one for one in (mark.get("fill", ""), mark.get("stroke", "")) if one.startswith("#")}
+    assert [len(colours) for colours in drawn.values()] == [1, 1, 1]
+    assert len(set().union(*drawn.values())) == 3
