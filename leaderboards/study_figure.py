@@ -50,7 +50,9 @@ def figure_spec(figure: Figure) -> Spec:
         ends = {up: size | {"field": "low"}, f"{up}2": {"field": "high"}}
         interval = {"type": "rule", "strokeWidth": 2} if lonely else {"type": "area", "opacity": 0.15}
         layers.insert(0, {"mark": interval, "encoding": shared | colour | ends})
-    return {"data": {"values": values}, "layer": layers} | ({"height": {"step": ROW}} if named else {})
+    # In pixels, not in steps: Vega-Lite warns of steps wherever the width is fitted to a page
+    height = {"height": ROW * len({value["x"] for value in values}) * len(names)} if named else {}
+    return {"data": {"values": values}, "layer": layers} | height
 
 
 def _number(title: str) -> Spec:

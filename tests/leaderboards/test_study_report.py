@@ -8,7 +8,8 @@ import pytest
 import vl_convert
 
 from leaderboards.studies import Claims, Figure
-from leaderboards.study_report import main, vega_lite, write_study
+from leaderboards.study_figure import ROW
+from leaderboards.study_report import HEIGHT, main, vega_lite, write_study
 from tests.leaderboards.test_studies import CLAIM, HEAD
 
 SVG = "{http://www.w3.org/2000/svg}"
@@ -83,6 +84,7 @@ def test_lines_over_numbers_and_intervals_beside_names(
     assert [layer["mark"]["type"] for layer in spec["layer"]] == marks
     for layer in spec["layer"]:
         assert (layer["encoding"][along]["type"], layer["encoding"][along]["field"]) == (type_, "x")
+    assert spec["height"] == (2 * ROW if along == "y" else HEIGHT)
 
 
 def test_what_a_line_is_of_shows_in_its_dash_and_a_lone_point_in_its_shape() -> None:
