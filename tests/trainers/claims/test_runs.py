@@ -68,7 +68,7 @@ def test_the_whole_study_from_nothing_to_verdicts(stage: Stage, capsys: pytest.C
     assert (first.seeds, first.prompts, first.images_per_prompt) == ([0, 1, 2], 30, 2)
     assert [figure.id for figure in stage.study().figures] == ["curves", "bars", "plane"]
     assert sorted(path.name for path in (stage.folder / "s").glob("*.svg")) == ["bars.svg", "curves.svg", "plane.svg"]
-    assert "9 of 9 runs; 3 claims: 3 holds" in capsys.readouterr().out
+    assert "9 of 9 runs; 3 claims: holds: 3" in capsys.readouterr().out
     assert stage.call(hours=1.0) == 0 and len(stage.trainings.calls) == len(ORDER)  # nothing is done twice
 
 
