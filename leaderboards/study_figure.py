@@ -28,8 +28,9 @@ def figure_spec(figure: Figure) -> Spec:
     place |= {"type": "nominal"} if named else _number(figure.x)
     size = {"field": "y"} | _number(figure.y)
     names = list(dict.fromkeys(one.name for one in figure.series))
+    nominal: Spec = {"type": "nominal", "title": None, "sort": None}
     # Each layer would count the names of its own marks alone, and where one has no interval give others its colour
-    by_name: Spec = {"field": "name", "type": "nominal", "title": None, "sort": None, "scale": {"domain": names}}
+    by_name = nominal | {"field": "name", "scale": {"domain": names}}
     several, measured = len(figure.series) > 1, len({one.measure for one in figure.series}) > 1
     colour = {"color": by_name} if several else {}
     along, up = ("y", "x") if named else ("x", "y")
@@ -40,8 +41,7 @@ def figure_spec(figure: Figure) -> Spec:
     if lonely and several and not named:
         marked["shape"] = by_name | {"scale": {"domain": names, "range": SHAPES}}
     if measured:
-        dash: Spec = {"field": "measure", "type": "nominal", "title": None, "sort": None}
-        marked["strokeDash"] = dash | {"legend": {"symbolSize": 300}}
+        marked["strokeDash"] = nominal | {"field": "measure", "legend": {"symbolSize": 300}}
         shared["detail"] = {"field": "measure"}
     dots = {} if measured else {"point": {"size": 20}}  # a legend of dashes and dots would show neither
     line = {"type": "point", "filled": True, "size": 90, "opacity": 1} if lonely else {"type": "line"} | dots

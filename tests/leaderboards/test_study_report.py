@@ -12,7 +12,6 @@ from leaderboards.study_figure import ROW
 from leaderboards.study_report import HEIGHT, main, vega_lite, write_study
 from tests.leaderboards.test_studies import CLAIM, HEAD
 
-SVG = "{http://www.w3.org/2000/svg}"
 POINTS = [{"x": 1, "y": 0.5, "low": 0.4, "high": 0.6}, {"x": 2, "y": 0.7, "low": 0.6, "high": 0.8}]
 FIGURE = {
     "id": "curves",
