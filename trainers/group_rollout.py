@@ -59,7 +59,7 @@ def gathered_advantages(
     world: World,
 ) -> tuple[Tensor, Tensor]:
     """Return (A [B] of own images within +-limit, A of the images of all processes)."""
-    gathered = {name: world.gather(score.detach()) for name, score in scores.items()}
+    gathered = {name: world.gather(score.detach()) for name, score in rewards.scaled(scores).items()}
     advantage = subgrpo.advantages(gathered, rewards.weights, group_size, kind).clamp(-limit, limit)
     count = len(next(iter(scores.values())))
     return advantage[world.rank * count : (world.rank + 1) * count], advantage

@@ -93,6 +93,10 @@ class RewardBank:
         parts = [one.weight / one.scale * scores[one.id] for one in self.settings if only is None or one.id in only]
         return torch.stack(parts).sum(dim=0)
 
+    def scaled(self, scores: Mapping[str, Tensor]) -> dict[str, Tensor]:
+        """Return r_j / scale_j of raw rewards [B] by id, on one scale and not yet weighted."""
+        return {one.id: scores[one.id] / one.scale for one in self.settings}
+
     def _score(self, name: str, images: Tensor, prompts: Sequence[Prompt]) -> Tensor:
         metric = self._metrics[name]
         differentiable = metric.card.differentiable

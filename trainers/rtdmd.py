@@ -33,6 +33,7 @@ from trainers.backbones.base import Backbone
 from trainers.base import Logs, Networks, Roles, RolesTrainer, SamplerConfig, World, register
 from trainers.draws import Noise
 from trainers.first_step import FirstStepConfig, first_step_loss
+from trainers.group_rollout import gathered_advantages
 from trainers.groups import group_noise, repeat_members
 from trainers.learner import EmaConfig, OptimiserConfig
 from trainers.reinforce import Epoch, ReinforceConfig, check_reinforce
@@ -218,15 +219,14 @@ class Rtdmd(RolesTrainer):
 
     def _advantages(self, scores: dict[str, Tensor], count: int) -> tuple[Tensor, Tensor, float]:
         """Return A [B], which images are kept [B], and the share that is kept of the images of all processes."""
-        c, world = self.config.reinforce, self.world
+        c = self.config.reinforce
         if c.rl == "none":
             return torch.ones(count), torch.ones(count, dtype=torch.bool), 1.0
-        gathered = {name: world.gather(score.detach()) for name, score in scores.items()}
-        advantage = subgrpo.advantages(gathered, self.rewards.weights, c.group_size, c.advantage)
-        advantage = advantage.clamp(-c.advantage_limit, c.advantage_limit)
-        kept = advantage != 0 if c.zero_advantage == "drop" else torch.ones_like(advantage, dtype=torch.bool)
-        own = slice(world.rank * count, (world.rank + 1) * count)
-        return advantage[own], kept[own], int(kept.sum()) / len(kept)
+        limits = c.group_size, c.advantage, c.advantage_limit
+        own, everyone = gathered_advantages(scores, self.rewards, *limits, self.world)
+        if c.zero_advantage == "keep":
+            return own, torch.ones_like(own, dtype=torch.bool), 1.0
+        return own, own != 0, int((everyone != 0).sum()) / len(everyone)
 
     def _random_step(self, networks: Networks, count: int, grad: bool) -> tuple[Tensor, float]:
         """Return (x_s, s) of a step k ~ U{1..K}, reached by the student itself."""

@@ -20,7 +20,7 @@ from trainers.draws import Draws
 from trainers.rollout import Step
 
 LogProb = Literal["simplified", "exact", "mean"]
-Advantage = Literal["per_reward_global_std", "global_std", "group_std"]
+Advantage = Literal["per_reward_global_std", "global_std", "group_std", "centred"]
 EPSILON = 1e-4  # added to standard deviations, as Flow-GRPO does
 
 
@@ -38,9 +38,12 @@ def advantages(
 
     per_reward_global_std: each reward is centred in its group and divided by its deviation over all images, the
     weighted sum is divided by its own. global_std and group_std: the weighted reward is centred in its group and
-    divided by its deviation over all images or within the group."""
+    divided by its deviation over all images or within the group. centred: it is divided by nothing (Dr. GRPO), which
+    alone leaves the policy gradient unbiased but for the factor (N-1)/N."""
     if kind != "per_reward_global_std":
         total_PN = torch.stack([weights[name] * scores[name] for name in scores]).sum(dim=0).view(-1, group_size)
+        if kind == "centred":
+            return _centred(total_PN).flatten()
         std = total_PN.std(dim=1, keepdim=True) if kind == "group_std" else total_PN.std()
         return (_centred(total_PN) / (std + EPSILON)).flatten()
     parts = []

@@ -164,6 +164,17 @@ def test_advantages_lie_within_their_limit() -> None:
     assert found.min() == -0.5 and found.max() == 0.5 and torch.equal(everyone, found)
 
 
+@pytest.mark.parametrize("kind", ["global_std", "group_std", "centred"])
+def test_advantages_are_of_rewards_on_one_scale(kind: subgrpo.Advantage) -> None:
+    settings = [RewardConfig(id="x1"), RewardConfig(id="pick", weight=2.0, scale=26.0)]
+    both = RewardBank(settings, {"x1": FirstCoordinate("x1", 0, True), "pick": FirstCoordinate("pick", 1, True)})  # type: ignore[dict-item]
+    scores = {"x1": torch.tensor([0.1, 0.3, 0.2, 0.2]), "pick": torch.tensor([20.0, 20.0, 21.0, 22.0])}
+    found, _ = gathered_advantages(scores, both, 2, kind, 5.0, World())
+    total = scores["x1"] + 2 / 26 * scores["pick"]
+    alone, _ = gathered_advantages({"x1": total}, bank(), 2, kind, 5.0, World())
+    assert torch.allclose(found, alone, atol=1e-6)
+
+
 def test_a_verdict_climbs_and_the_kl_holds_it_back() -> None:
     def climb(kl_weight: float) -> float:
         _, one = trainer(bank(Verdict("x1", 0, False)), grpo=GrpoTerm(groups=16, group_size=8, kl_weight=kl_weight))

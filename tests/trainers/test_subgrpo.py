@@ -88,6 +88,11 @@ def test_each_reward_is_divided_by_its_own_deviation_over_all_images() -> None:
     assert torch.allclose(found, parts / (parts.std() + 1e-4))
 
 
+def test_centred_advantages_are_divided_by_nothing() -> None:
+    found = advantages({"a": torch.tensor([1.0, 3.0, 10.0, 20.0])}, {"a": 2.0}, 2, "centred")
+    assert found.tolist() == [-2.0, 2.0, -10.0, 10.0]
+
+
 @pytest.mark.parametrize("kind", ["per_reward_global_std", "group_std"])
 def test_equal_rewards_in_a_group_give_exact_zeros(kind: subgrpo.Advantage) -> None:
     generator = torch.Generator().manual_seed(0)

@@ -1,10 +1,13 @@
 """How noisy a policy gradient is: a stage that takes RTDMD's gradients at fixed weights, and no step along them.
 
-    V = tr Cov(g) / |mean g|^2        over the epochs of the stage, logged as gradient_variance
+    tr Cov(g)        over the epochs of the stage, unbiased, logged as gradient_variance
 
-|mean g|^2 of n epochs is too large by tr Cov(g) / n in expectation, so V never exceeds n: compare stages of about
-equal length. Scale-free: a factor on the loss leaves it as it is. Of all epochs the weights are those that the stage
-began with.
+Of all epochs the weights are those that the stage began with. tr Cov(g) of two estimators says something where both
+expect the same gradient. So a probe's advantage is the reward less its group's mean and nothing else (a division by
+its deviation, which shared noise makes smaller, would change what is expected): SubGRPO with its factor (K-1)/M and
+GRPO then both expect (N-1)/N grad J. tr Cov(g) / |E g|^2, which would need no such care, is beyond any
+probe of the micro world: after 130 epochs the mean of the gradients is all noise still.
+Axes: B images.
 """
 
 from collections.abc import Sequence
@@ -26,9 +29,16 @@ class GradientProbe(Rtdmd):
     """RTDMD's stage II, whose student gives its gradients to be counted instead of following them."""
 
     def __init__(self, config: RtdmdConfig, backbone: Backbone, rewards: RewardBank, world: World) -> None:
-        if config.phase != "reinforce" or config.reinforce.dm_steps != "none":
+        c = config.reinforce
+        if config.phase != "reinforce" or c.dm_steps != "none" or c.det_term:
             raise UserError(
-                'gradient_probe takes the reward\'s gradient alone: set phase = "reinforce", dm_steps = "none"'
+                'gradient_probe takes the policy gradient alone: set phase = "reinforce", dm_steps = "none" and '
+                "det_term = false"
+            )
+        if c.subset_scale != "paper" or c.advantage != "centred" or c.zero_advantage != "keep":
+            raise UserError(
+                'gradient_probe compares estimators of one gradient: set subset_scale = "paper", '
+                'advantage = "centred" and zero_advantage = "keep"'
             )
         super().__init__(config, backbone, rewards, world)
         self._count, self._squares = 0, 0.0
@@ -36,15 +46,14 @@ class GradientProbe(Rtdmd):
         self.roles.student.update = self._take  # type: ignore[method-assign]  # the one place where weights change
 
     def step(self, prompts: Sequence[Prompt], iteration: int) -> Logs:
-        """Take the gradient of one epoch; the log holds V from the second one on."""
+        """Take the gradient of one epoch; the log holds the variance from the second one on."""
         logs = super().step(prompts, iteration)
-        return logs | ({"gradient_variance": self.relative_variance()} if self._count > 1 else {})
+        return logs | ({"gradient_variance": self.variance()} if self._count > 1 else {})
 
-    def relative_variance(self) -> float:
-        """Return V of the gradients taken so far, at least two."""
+    def variance(self) -> float:
+        """Return tr Cov(g) of the gradients taken so far, at least two."""
         of_mean = sum(float((one / self._count).square().sum()) for one in self._sum)
-        variance = (self._squares / self._count - of_mean) * self._count / (self._count - 1)
-        return variance / of_mean
+        return (self._squares / self._count - of_mean) * self._count / (self._count - 1)
 
     def state_dict(self) -> dict[str, Any]:
         """Return all that a bit-exact resume needs."""

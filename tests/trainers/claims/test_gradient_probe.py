@@ -1,4 +1,4 @@
-"""The probe: gradients are counted, weights stay, and V is what its formula says."""
+"""The probe: gradients are counted, weights stay, and their variance is what its formula says."""
 
 import pytest
 import torch
@@ -21,6 +21,9 @@ TABLE = {
         "dm_steps": "none",
         "rl": "grpo",
         "noise": "independent",
+        "subset_scale": "paper",
+        "advantage": "centred",
+        "zero_advantage": "keep",
     },
 }
 
@@ -42,7 +45,16 @@ def prompts() -> list[Prompt]:
 def test_the_weights_stay_and_the_variance_is_that_of_its_gradients() -> None:
     trainer = probe()
     before = [p.detach().clone() for p in trainer.roles.student.parameters]
-    taken, count = [], trainer._take
+    g, taken = gradients(trainer, 6)
+    assert all(torch.equal(a, b) for a, b in zip(before, trainer.roles.student.parameters, strict=True))
+    expected = g.var(dim=0, correction=1).sum()
+    assert taken[-1]["gradient_variance"] == pytest.approx(float(expected), rel=1e-6)
+    assert "gradient_variance" not in taken[0] and float(expected) > 0
+
+
+def gradients(trainer: GradientProbe, epochs: int) -> tuple[torch.Tensor, list[dict[str, float]]]:
+    """Return (the gradients of so many epochs [E, D], their logs)."""
+    count = trainer._take
     backward: list[torch.Tensor] = []
 
     def recording() -> float:
@@ -53,23 +65,19 @@ def test_the_weights_stay_and_the_variance_is_that_of_its_gradients() -> None:
         return count()
 
     trainer.roles.student.update = recording  # type: ignore[method-assign]
-    for iteration in range(6):
-        taken.append(trainer.step(prompts(), iteration))
-    assert all(torch.equal(a, b) for a, b in zip(before, trainer.roles.student.parameters, strict=True))
-    g = torch.stack(backward)
-    expected = g.var(dim=0, correction=1).sum() / g.mean(dim=0).square().sum()
-    assert taken[-1]["gradient_variance"] == pytest.approx(float(expected), rel=1e-6)
-    assert "gradient_variance" not in taken[0] and float(expected) > 0
+    taken = [trainer.step(prompts(), iteration) for iteration in range(epochs)]
+    return torch.stack(backward), taken
 
 
-def test_a_factor_on_the_loss_changes_nothing() -> None:
-    values = []
-    for weight in (1.0, 7.0):
-        trainer = probe(rl_weight=weight)
-        for iteration in range(4):
-            logs = trainer.step(prompts(), iteration)
-        values.append(logs["gradient_variance"])
-    assert values[1] == pytest.approx(values[0], rel=1e-4)
+def test_both_estimators_expect_one_gradient() -> None:
+    grpo, _ = gradients(probe(), 250)
+    sub, _ = gradients(probe(rl="subgrpo", noise="shared", subset_size=1), 250)
+    error = (grpo.var(dim=0) / len(grpo) + sub.var(dim=0) / len(sub)).sqrt()
+    moved = grpo.mean(dim=0).abs() > 4 * error  # where there is a gradient to speak of
+    assert moved.any()
+    assert ((grpo.mean(dim=0) - sub.mean(dim=0)).abs() < 4 * error)[moved].all()
+    unscaled = sub.mean(dim=0) / 3  # what it would be without (K-1)/M = 3 / 1
+    assert ((grpo.mean(dim=0) - unscaled).abs() > 4 * error)[moved].any()
 
 
 def test_it_resumes_where_it_stopped() -> None:
@@ -84,6 +92,17 @@ def test_it_resumes_where_it_stopped() -> None:
     assert_same(whole.state_dict()["sum"], half.state_dict()["sum"])
 
 
-def test_other_terms_than_the_rewards_are_refused() -> None:
-    with pytest.raises(UserError, match='dm_steps = "none"'):
-        probe(dm_steps="last")
+@pytest.mark.parametrize(
+    "other",
+    [
+        {"dm_steps": "last"},
+        {"det_term": True},
+        {"subset_scale": "none"},
+        {"advantage": "group_std"},
+        {"zero_advantage": "drop"},
+    ],
+)
+def test_what_would_not_compare_is_refused(other: dict[str, object]) -> None:
+    (key,) = other
+    with pytest.raises(UserError, match=f"set.*{key} = "):
+        probe(**other)
