@@ -14,7 +14,8 @@ start: trainers/dynamic.py.
 Source: DMDR, algorithm 1 and Sec. 3, and its authors' code where the paper is silent: the fake score at twice its
 adapter, the teacher's guidance drawn anew from w +- 0.5, the fake score trained on the very images that the student's
 input is made of, one student update on the same batch at every R-th iteration but the first. Departures: DPO and
-GRPO, named without public code, are Flow-GRPO's; `dp_first_step` adds DP-DMD's first-step loss.
+GRPO, named without public code, are Flow-GRPO's; the grid ends at 0 and its levels are not rounded, where the code
+ends at 0.001 and rounds timesteps; `dp_first_step` adds DP-DMD's first-step loss.
 Axes: B samples, K steps.
 """
 

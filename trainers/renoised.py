@@ -6,7 +6,8 @@ own, a clean image of the rollout is noised afresh to that level, and one call p
     x_t = (1 - t_k) x0_sim + t_k eps,   eps fresh        at t_0 the input is pure noise, as the sampler's own start is
 
 x0_sim is the x0-prediction of that very step ("predictions": stochastic samplers), or the rollout's end for every
-level ("final": deterministic samplers, whose early predictions are blurred means).
+level ("final": deterministic samplers, whose early predictions are blurred means). With "final" the fake score learns
+from those ends alone, as in the authors' code, and not from the one-call predictions that the loss asks it about.
 Source: DMDR, algorithm 1 and its authors' code (sde, ode). Axes: B samples, then any latent axes; K steps.
 """
 
