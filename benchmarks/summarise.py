@@ -212,11 +212,11 @@ def _told(run: Run, plan: Plan, image_set: ImageSet, prompt_ids: set[str]) -> di
 def _volatile(run: Run) -> dict[str, contract.JsonValue]:
     return {
         "date": time.strftime("%Y-%m-%d", time.gmtime()),
-        "host": f"{platform.system()} {platform.machine()}, {os.cpu_count()} processors",
+        "host": host(),
         "seconds_drawing": round(sum(entry.get("seconds", 0.0) for entry in run.journal.drawn().values()), 1),
         "peak_memory_mib": _peak_memory_mib(),
         "cost": _measured_cost(run),
-        "commit": _commit(),
+        "commit": commit(),
     }
 
 
@@ -235,7 +235,12 @@ def _peak_memory_mib() -> int:
     return peak // (2**20 if sys.platform == "darwin" else 2**10)
 
 
-def _commit() -> str:
+def host() -> str:
+    """Return the machine in words: system and number of processors."""
+    return f"{platform.system()} {platform.machine()}, {os.cpu_count()} processors"
+
+
+def commit() -> str:
     """Return the git commit this code stands at, with "+" where the tree differs from it; "" outside git."""
 
     def git(*arguments: str) -> str:

@@ -21,6 +21,7 @@ from dataclasses import dataclass
 
 import numpy as np
 from scipy.optimize import brentq
+from scipy.stats import chi2, norm
 from scipy.stats import nct as noncentral_t
 from scipy.stats import t as student_t
 
@@ -28,6 +29,7 @@ from leaderboards.resampling import LEVEL
 from leaderboards.schema import ResultError
 from leaderboards.studies import Claimed
 
+DRAWS = 10_000  # quantiles of an error that is itself estimated
 POWER = 0.8  # of the smallest difference that is said to be detectable
 
 
@@ -57,10 +59,9 @@ class SeedEffect:
         there is none. None where nothing varied: then there is no error to reckon with."""
         if not self.error:
             return None
-        reach = self._reach(smallest / self.error)
         if claimed == "near":
-            return max(0.0, 2 * reach - 1)
-        return reach
+            return self._within(smallest / self.error)
+        return self._reach(smallest / self.error)
 
     def detectable(self) -> float | None:
         """Return the smallest true difference whose interval would leave 0 with probability 80 %."""
@@ -68,6 +69,12 @@ class SeedEffect:
             return None
         most = 3 * self.half_width / self.error + 10  # of a single degree of freedom it is 1.3 times the half width
         return self.error * float(brentq(lambda errors: self._reach(errors) - POWER, 0.0, most))
+
+    def _within(self, errors: float) -> float:
+        """Return the probability that the interval around no difference lies within so many standard errors of 0."""
+        found_D = np.sqrt(chi2.ppf((np.arange(DRAWS) + 0.5) / DRAWS, self.freedom) / self.freedom)  # error / its mean
+        room_D = np.maximum(0.0, errors - self.half_width / self.error * found_D)
+        return float(np.mean(2 * norm.cdf(room_D) - 1))
 
     def _reach(self, errors: float) -> float:
         """Return the probability that the interval around a difference of so many standard errors lies above 0.

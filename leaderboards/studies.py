@@ -14,7 +14,8 @@ and from s, the smallest difference that would matter, both stated:
 
 "below" and "not above" are mirror images. Otherwise a claim is undecided: more seeds or prompts are needed; `power`
 and `detectable` say how far the study could see. With fewer seeds of training than needed it is not judged at all.
-A difference above 0 that is surely too small to matter is "holds" in direction and says so by its size.
+"above" is held to its direction and refuted by its size, so that a difference between 0 and s is both: `remark` then
+says which of the two a verdict is about. READING is this table in words.
 """
 
 from collections.abc import Mapping
@@ -26,6 +27,13 @@ from pydantic import Field, TypeAdapter, ValidationError, model_validator
 from leaderboards.schema import MAX_FILE_BYTES, Count, Name, Number, ResultError, Strict, first_fault, json_schema_of
 
 STUDIES = Path(__file__).parent / "studies"
+READING = (
+    "Verdicts follow from the 95 % interval and from the size s that would matter. Claimed above 0: holds where the "
+    "whole interval is above 0, does not hold where it is below s. Not below 0: the same around -s. Near 0: holds "
+    "where it is within s of 0, does not hold where all of it is farther away; apart from 0: holds where it leaves 0 "
+    "out, does not hold where it is within s of 0. Below and not above are mirror images. Undecided: neither. Not "
+    "judged: too few seeds. Claims are judged one by one, without correction for their number."
+)
 Verdict = Literal["holds", "does not hold", "undecided"]
 Claimed = Literal["above", "below", "not below", "not above", "near", "apart from"]
 Id = Annotated[str, Field(pattern=r"^[a-z0-9][a-z0-9-]{0,79}$")]
@@ -71,6 +79,18 @@ class Effect(Strict):
         }[{"below": "above", "not above": "not below"}.get(self.claimed, self.claimed)]
         return "holds" if holds else "does not hold" if fails else "undecided"
 
+    @property
+    def remark(self) -> str:
+        """What the verdict alone does not tell: a size below what matters, or a difference the other way round."""
+        s, verdict = self.smallest, self.verdict
+        within = -s < self.low and self.high < s
+        if self.claimed in ("above", "below", "apart from") and verdict == "holds":
+            return f"by less than {s:g}" if within else ""
+        if self.claimed in ("above", "below") and verdict == "does not hold":
+            opposite = self.high <= 0 if self.claimed == "above" else self.low >= 0
+            return "the other way round" if opposite else f"by less than {s:g}, if at all"
+        return ""
+
 
 class Point(Strict):
     """One point of a figure; `low` and `high` where an interval stands behind it."""
@@ -110,15 +130,20 @@ class Claim(Strict):
     seeds_needed: Count = 1
     prompts: Count  # 0: the measure is one number per training
     images_per_prompt: Count = 1
+    # of each arm, mean of its seeds, where equal passes made them unequal
+    iterations: list[Count] = Field(default_factory=list)
     power: Share | None  # probability to confirm the claim where it is as true as would matter; None = unknown
     detectable: Annotated[float, Field(ge=0, le=1e30)] | None = None  # smallest difference confirmed 4 times of 5
     verdict: Verdict | Literal["not judged"]
+    remark: str = ""  # Effect.remark
     notes: str = ""  # what the test leaves open
     figure: Figure | None = None
 
     @model_validator(mode="after")
     def _verdict_follows(self) -> "Claim":
         if self.verdict == "not judged":
+            if self.remark:
+                raise ValueError("a claim that is not judged has no remark on its verdict")
             if len(self.seeds) >= self.seeds_needed and not self.notes:
                 raise ValueError("the claim has all its seeds: judge it, or say in `notes` why not")
             return self
@@ -128,6 +153,8 @@ class Claim(Strict):
             raise ValueError(
                 f"the verdict {self.verdict!r} does not follow: its interval says {self.effect.verdict!r}"
             )
+        if self.remark != self.effect.remark:
+            raise ValueError(f"the remark must be {self.effect.remark!r}, which its interval says")
         return self
 
 

@@ -13,7 +13,7 @@ from typing import Any
 
 from leaderboards.schema import ResultError
 from leaderboards.store import write_atomically
-from leaderboards.studies import Claim, Claims, Figure, read_study
+from leaderboards.studies import READING, Claim, Claims, Figure, read_study
 from leaderboards.study_figure import figure_spec
 
 WIDTH, HEIGHT = 560, 300
@@ -89,11 +89,10 @@ def _lines(study: Claims, path: Path) -> Iterator[str]:
             )
             yield "|---|---|---|---|---|"
             yield from map(_row, chosen)
-    yield from (
-        "",
-        "An interval covers seeds of training and prompts. Claims are judged one by one, without correction",
-    )
-    yield 'for their number. "Seen from" is the smallest difference that four of five such studies would find.'
+    yield from ("", READING, "")
+    yield "An interval covers seeds of training and prompts, or seeds alone where it says so; those in figures are of"
+    yield "each arm for itself: whether two arms differ, the claims say."
+    yield '"Seen from" is about the smallest difference that four of five such studies would find.'
     for figure in study.figures:
         yield from ("", f"![{figure.title}]({path.stem}/{figure.id}.svg)")
 
@@ -106,18 +105,19 @@ def _row(claim: Claim) -> str:
     source = f"{claim.source.paper}, {claim.source.where}"
     seeds = f"{len(claim.seeds)}" + (f" of {claim.seeds_needed}" if len(claim.seeds) < claim.seeds_needed else "")
     arms = f"{claim.arms[0]} − {claim.arms[1]}"
+    if claim.iterations:
+        arms += f"<br>{claim.iterations[0]:,} and {claim.iterations[1]:,} iterations"
     notes = f"<br>{claim.notes}" if claim.notes else ""
+    told = f"{claim.statement}<br><sub>{source}</sub>{notes}"
+    verdict = MARK[claim.verdict] + (f"<br>{claim.remark}" if claim.remark else "")
     if claim.effect is None:
-        return f"| {claim.statement}<br><sub>{source}</sub>{notes} | {arms} | – | {MARK[claim.verdict]} | {seeds} |"
+        return f"| {told} | {arms} | – | {verdict} | {seeds} |"
     e = claim.effect
-    size = f"{e.value:+.4f} ({e.low:+.4f} to {e.high:+.4f}) {e.unit}<br>claimed {e.claimed} 0; "
-    size += f"matters from {e.smallest:g}"
+    size = f"{e.value:+.4f} ({e.low:+.4f} to {e.high:+.4f}{'' if claim.prompts else ', seeds alone'}) {e.unit}<br>"
+    size += f"claimed {e.claimed} 0; matters from {e.smallest:g}"
     seen = "" if claim.detectable is None else f"; seen from {claim.detectable:.3g}"
     power = "" if claim.power is None else f"; power {100 * claim.power:.0f} %"
-    return (
-        f"| {claim.statement}<br><sub>{source}</sub>{notes} | {e.measure}<br>{arms} | {size}{seen}{power} "
-        f"| {MARK[claim.verdict]} | {seeds} |"
-    )
+    return f"| {told} | {e.measure}<br>{arms} | {size}{seen}{power} | {verdict} | {seeds} |"
 
 
 def main(paths: list[str]) -> int:

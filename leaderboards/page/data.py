@@ -30,7 +30,7 @@ from leaderboards.recipe import Recipe
 from leaderboards.schema import MetricResult
 from leaderboards.seen import Seen
 from leaderboards.store import Entry, file_stem
-from leaderboards.studies import AnyStudy, Claims, Figure
+from leaderboards.studies import READING, AnyStudy, Claims, Figure
 from leaderboards.study_figure import figure_spec
 from leaderboards.table import SuiteTable
 
@@ -119,7 +119,7 @@ def studies(found: Mapping[str, AnyStudy]) -> Json:
             for table, claim in zip(own["claims"], study.claims, strict=True):
                 table["figure"] = claim.figure and _drawn(claim.figure)
         told[study.kind].append(own)
-    return told
+    return told | {"reading": READING}
 
 
 def _drawn(figure: Figure) -> Json:

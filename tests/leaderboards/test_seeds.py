@@ -104,9 +104,18 @@ def test_power_grows_with_what_would_matter_and_asks_more_of_equality() -> None:
     found = effect(np.random.default_rng(2).standard_normal((5, 60)) * 0.1)
     detectable = found.detectable()
     assert detectable is not None and found.power("above", detectable) == pytest.approx(0.8)
-    assert found.power("near", detectable) == pytest.approx(0.6)
-    assert found.power("near", found.half_width / 2) == 0.0
     assert found.power("above", 10.0) == pytest.approx(1.0)
+    assert found.power("near", found.half_width / 20) == pytest.approx(0.0, abs=1e-3)
+
+
+@pytest.mark.parametrize(("seeds", "errors"), [(3, 5.0), (5, 3.0)])
+def test_the_power_to_find_nothing_is_that_of_repetitions(seeds: int, errors: float) -> None:
+    d_RS = np.random.default_rng(3).standard_normal((20_000, seeds))
+    half_R = stats.t.ppf(0.975, seeds - 1) * d_RS.std(axis=1, ddof=1) / seeds**0.5
+    smallest = errors / seeds**0.5  # the true error of a mean is 1 / sqrt(S)
+    found = np.mean(np.abs(d_RS.mean(axis=1)) + half_R < smallest)
+    known = SeedEffect(0.0, stats.t.ppf(0.975, seeds - 1) / seeds**0.5, 1 / seeds**0.5, seeds - 1, seeds, 0)
+    assert known.power("near", smallest) == pytest.approx(found, abs=0.01)
 
 
 def test_what_cannot_be_told_is_refused() -> None:

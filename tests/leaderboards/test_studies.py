@@ -10,7 +10,7 @@ import pytest
 from leaderboards.build import ROOT
 from leaderboards.page import data
 from leaderboards.schema import ResultError
-from leaderboards.studies import STUDIES, Effect, read_studies, read_study, study_json_schema
+from leaderboards.studies import READING, STUDIES, Effect, read_studies, read_study, study_json_schema
 
 CLAIM: dict[str, Any] = {
     "id": "joint-beats-sequential",
@@ -66,12 +66,33 @@ def test_a_verdict_follows_from_interval_and_smallest_effect(
     assert effect.verdict == verdict
 
 
+@pytest.mark.parametrize(
+    ("low", "high", "claimed", "remark"),
+    [
+        (0.01, 0.07, "above", ""),
+        (0.01, 0.015, "above", "by less than 0.02"),  # of two true readings the verdict tells one
+        (-0.015, -0.01, "below", "by less than 0.02"),
+        (-0.01, 0.015, "above", "by less than 0.02, if at all"),
+        (-0.015, 0.01, "below", "by less than 0.02, if at all"),
+        (-0.07, -0.01, "above", "the other way round"),
+        (0.01, 0.07, "below", "the other way round"),
+        (0.001, 0.015, "apart from", "by less than 0.02"),
+        (0.001, 0.04, "apart from", ""),
+        (-0.01, 0.05, "above", ""),  # undecided
+        (-0.07, -0.03, "not below", ""),
+    ],
+)
+def test_a_remark_tells_what_the_verdict_leaves_open(low: float, high: float, claimed: str, remark: str) -> None:
+    effect = Effect(measure="m", unit="", value=(low + high) / 2, low=low, high=high, claimed=claimed, smallest=0.02)  # type: ignore[arg-type]
+    assert effect.remark == remark
+
+
 def test_a_study_is_read_and_told_to_the_page(tmp_path: Path) -> None:
     written(tmp_path, STUDY)
     (tmp_path / "speed.json").write_text(json.dumps(SPEED))
     told = data.studies(read_studies(tmp_path))
     assert [one["claims"][0]["verdict"] for one in told["claims"]] == ["holds"]
-    assert told["speed"][0]["rows"][0]["ratio"] == 3.2
+    assert told["speed"][0]["rows"][0]["ratio"] == 3.2 and told["reading"] == READING
     assert read_studies(tmp_path / "none") == {}
 
 
@@ -94,6 +115,9 @@ def test_measurements_are_told_with_what_stands_beside_them(tmp_path: Path) -> N
     ("study", "changes", "told"),
     [
         (STUDY, {"verdict": "undecided"}, "does not follow"),
+        (STUDY, {"remark": "by far"}, "remark must be ''"),
+        (STUDY, {"effect": {"value": 0.012, "high": 0.015}}, "remark must be 'by less than 0.02'"),
+        (STUDY, {"verdict": "not judged", "notes": "no", "remark": "so so"}, "no remark"),
         (STUDY, {"effect": {"value": 0.2}}, "outside its interval"),
         (STUDY, {"seeds": []}, "seeds"),
         (STUDY, {"power": 1.5}, "power"),

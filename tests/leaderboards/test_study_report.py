@@ -7,7 +7,7 @@ from pathlib import Path
 import pytest
 import vl_convert
 
-from leaderboards.studies import Claims, Figure
+from leaderboards.studies import READING, Claims, Figure
 from leaderboards.study_figure import ROW
 from leaderboards.study_report import HEIGHT, main, vega_lite, write_study
 from tests.leaderboards.test_studies import CLAIM, HEAD
@@ -36,7 +36,17 @@ def test_text_lists_every_claim_with_its_count(tmp_path: Path) -> None:
     assert [path.name for path in written] == ["s.json", "s.md", "curves.svg"]
     assert "holds: 1, not judged: 1." in text and "1 of 3" in text and "+0.0400 (+0.0100 to +0.0700)" in text
     assert text.index("## Headline claims") < text.index("## Further claims")
-    assert "(s/curves.svg)" in text
+    assert "(s/curves.svg)" in text and READING in text
+    assert "seeds alone" not in text.split(READING)[0] and "iterations |" not in text
+
+
+def test_a_row_tells_what_a_verdict_leaves_open(tmp_path: Path) -> None:
+    small = CLAIM["effect"] | {"value": 0.012, "high": 0.015}
+    claim = CLAIM | {"effect": small, "prompts": 0, "remark": "by less than 0.02", "iterations": [349, 1502]}
+    write_study(Claims.model_validate({**HEAD, "kind": "claims", "claims": [claim]}), tmp_path / "s.json")
+    row = next(line for line in (tmp_path / "s.md").read_text().splitlines() if CLAIM["statement"] in line)
+    assert "**holds**<br>by less than 0.02 |" in row and "<br>349 and 1,502 iterations |" in row
+    assert "+0.0120 (+0.0100 to +0.0150, seeds alone)" in row
 
 
 def test_what_is_judged_comes_first(tmp_path: Path) -> None:

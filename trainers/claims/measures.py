@@ -3,11 +3,13 @@
     <metric>               the benchmark's evidence: a mean over images for each prompt           seeds × prompts
     gap:<a>:<b>            a - b, each in standard deviations of the second arm's images          seeds × prompts
     set:<metric>           the benchmark's value of a set of images (precision, recall, distance)
-    area:<metric>          the canary's mean over the network passes of the whole training: who is faster up stays up
-    roughness:<metric>     root mean square of the canary's steps in the second half of training: instability
+    area:<metric>:<stage>  the canary's mean over the network passes of a stage: who is faster up stays up
+    roughness:<metric>     root mean square of the canary's steps in the second half of training, one step being a
+                           twelfth of its passes: instability
     spread:<reward>        reward_std of the training batches in the second half of the last stage
     seconds_per_iteration  natural logarithm, of the last stage; passes_per_iteration likewise
-    gradient_variance      natural logarithm of tr Cov(g) / |E g|^2 (trainers/claims/gradient_probe.py)
+    gradient_variance      natural logarithm of tr Cov(g) · passes per epoch (trainers/claims/gradient_probe.py): that
+                           of a mean over so many passes, not over so many epochs
 
 A gap above 0 says that the reward gained more than what it stands for. All but the first two are one number per
 training. Axes: S seeds, P prompts.
@@ -26,6 +28,7 @@ from trainers.claims.record import Record
 
 T = TypeVar("T")
 LOGARITHM = "ln of the ratio"
+STEPS = 12  # of a training, for its roughness
 PASS_TOLERANCE = 0.02  # as a share, or what the last iterations of an arm's stages may go beyond their budgets
 
 
@@ -41,8 +44,12 @@ def differences(measure: str, first: Sequence[Record], second: Sequence[Record])
         _, a, b = measure.split(":")
         parts = [differences(one, first, second) / _deviation(one, second) for one in (a, b)]
         return parts[0] - parts[1]
-    if measure == "seconds_per_iteration" and len({run.trained.compiled for run in (*first, *second)}) > 1:
-        raise UserError(f"{measure}: some of the runs were compiled and others not; train all of them alike")
+    if measure == "seconds_per_iteration":
+        trained = [run.trained for run in (*first, *second)]
+        if len({one.compiled for one in trained}) > 1:
+            raise UserError(f"{measure}: some of the runs were compiled and others not; train all of them alike")
+        if len({one.machine for one in trained}) > 1:
+            raise UserError(f"{measure}: the runs were made on different machines; train all of them on one")
     if ":" in measure or measure in NUMBERS:
         return np.array([number(measure, x) - number(measure, y) for x, y in zip(first, second, strict=True)])
     values = [np.array([one.evidence(measure).means_P for one in arm]) for arm in (first, second)]
@@ -63,8 +70,9 @@ def described(measure: str, title: Callable[[str], str]) -> tuple[str, str]:
         return f"gain in {title(reward)} beyond the gain in {title(held_out)}", "standard deviations of images"
     if name not in NUMBERS:
         return title(measure), ""
-    text = TEXTS[name]
-    return text.format(title(argument) if argument else ""), LOGARITHM if name in LOGARITHMIC else ""
+    metric, _, stage = argument.partition(":")
+    text = TEXTS[name].format(title(metric) if metric else "", stage.replace("_", " "))
+    return text, LOGARITHM if name in LOGARITHMIC else ""
 
 
 def metrics_of(measure: str) -> tuple[list[str], list[str]]:
@@ -72,7 +80,7 @@ def metrics_of(measure: str) -> tuple[list[str], list[str]]:
     name, *arguments = measure.split(":")
     if name in ("gap", "set"):
         return arguments, []
-    return ([], arguments) if name in NUMBERS else ([measure], [])
+    return ([], arguments[:1]) if name in NUMBERS else ([measure], [])
 
 
 def curve(
@@ -115,15 +123,19 @@ def _deviation(metric: str, arm: Sequence[Record]) -> float:
     return math.sqrt(within + statistics.pvariance([one.mean for one in runs]))
 
 
-def _area(run: Record, metric: str) -> float:
-    points = curve(run, metric, over="passes")
-    x, y = np.array(_enough(run, points, f"canary points of {metric}")).T
+def _area(run: Record, argument: str) -> float:
+    metric, _, stage = argument.partition(":")
+    points = curve(run, metric, stage, over="passes")
+    x, y = np.array(_enough(run, points, f"canary points of {metric} in stage {stage}")).T
     return float(np.trapezoid(y, x) / (x[-1] - x[0]))
 
 
 def _roughness(run: Record, metric: str) -> float:
-    values = np.array([value for _, value in _enough(run, curve(run, metric), f"canary points of {metric}", least=4)])
-    return float(np.sqrt((np.diff(values[len(values) // 2 :]) ** 2).mean()))
+    """Return it of the points nearest to equal parts of the passes: the points of another arm may lie wider."""
+    points = curve(run, metric, over="passes")
+    x, y = np.array(_enough(run, points, f"canary points of {metric}", least=STEPS + 1)).T
+    nearest = [int(np.abs(x - at).argmin()) for at in np.linspace(x[0], x[-1], STEPS + 1)[STEPS // 2 :]]
+    return float(np.sqrt((np.diff(y[nearest]) ** 2).mean()))
 
 
 def _spread(run: Record, reward: str) -> float:
@@ -139,9 +151,14 @@ def _per_iteration(run: Record, key: Callable[[dict[str, float]], float]) -> flo
     return math.log(statistics.median(steps))
 
 
+def _passes_per_iteration(run: Record, _: str = "") -> float:
+    return _per_iteration(run, lambda line: line["passes"])
+
+
 def _gradient_variance(run: Record, _: str) -> float:
     values = [line["gradient_variance"] for line in run.trained.last_stage if "gradient_variance" in line]
-    return math.log(_enough(run, values, "lines with gradient_variance in its last stage", least=1)[-1])
+    found = _enough(run, values, "lines with gradient_variance in its last stage", least=1)[-1]
+    return math.log(found) + _passes_per_iteration(run)
 
 
 def _enough(run: Record, found: list[T], what: str, least: int = 2) -> list[T]:
@@ -157,18 +174,18 @@ NUMBERS: dict[str, Callable[[Record, str], float]] = {
     "roughness": _roughness,
     "spread": _spread,
     "seconds_per_iteration": lambda run, _: _per_iteration(run, lambda line: line["time"]),
-    "passes_per_iteration": lambda run, _: _per_iteration(run, lambda line: line["passes"]),
+    "passes_per_iteration": _passes_per_iteration,
     "gradient_variance": _gradient_variance,
 }
 LOGARITHMIC = ("seconds_per_iteration", "passes_per_iteration", "gradient_variance")
 TEXTS = {
     "set": "{}",
-    "area": "mean of {} over the training (canary)",
+    "area": "mean of {} over the {} (canary)",
     "roughness": "roughness of {} late in training (canary)",
     "spread": "spread of {} in training batches",
     "seconds_per_iteration": "seconds per iteration",
     "passes_per_iteration": "network passes per iteration",
-    "gradient_variance": "relative variance of the policy gradient",
+    "gradient_variance": "variance of the policy gradient at equal network passes",
 }
 
 

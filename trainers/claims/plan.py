@@ -6,7 +6,8 @@
     [[figures]]                      arms and measures to draw
 
 A measure is the id of a metric, compared prompt by prompt, or another of those in trainers/claims/measures.py.
-Arms of one claim must have equal budgets of network passes, unless one of them is not trained.
+Arms of one claim must have equal budgets of network passes, unless one of them is not trained or is the other's
+start.
 """
 
 import hashlib
@@ -73,11 +74,14 @@ class ClaimConfig:
     claimed: Claimed = "above"
     smallest: float  # difference that would matter
     headline: bool = False
+    from_start: bool = False  # arms[1] is where arms[0] began: passes are not compared
     notes: str = ""
 
     def __post_init__(self) -> None:
         if self.smallest <= 0:
             raise ValueError("smallest must be above 0")
+        if self.from_start and not self.notes:
+            raise ValueError("from_start: say in notes what is compared, for passes are unequal")
 
 
 @config
@@ -193,7 +197,8 @@ def read_study(path: Path) -> Study:
     if len({claim.id for claim in plan.claims}) < len(plan.claims):
         raise UserError(f"{path}: two claims have one id")
     for claim in plan.claims:
-        check_equal_passes(study, claim)
+        if not claim.from_start:
+            check_equal_passes(study, claim)
     return study
 
 

@@ -19,6 +19,7 @@ from pydantic import Field, ValidationError
 
 from benchmarks.config import UserError
 from benchmarks.models import read_training
+from benchmarks.summarise import commit, host
 from leaderboards.schema import Count, Digest, JsonValue, Name, Number, StageRecord, Strict, first_fault
 from leaderboards.statistics import Scores
 from leaderboards.store import read_entry, write_atomically
@@ -43,6 +44,8 @@ class Trained(Strict):
 
     network_passes: Count
     compiled: bool  # at its last start: passes then take other times
+    machine: str = ""  # system and processors, where it ended; "" = not known
+    commit: str = ""  # of the program that ended it; "" = not known
     stages: list[StageRecord]
     curves: list[dict[str, JsonValue]]  # the canary's points
     first_deviations: dict[str, Number]  # of images, by metric: the canary's first measurement
@@ -159,6 +162,8 @@ def _of_training(folder: Path) -> dict[str, Any]:
     return {
         "network_passes": training.network_passes,
         "compiled": isinstance(backbone, dict) and bool(backbone.get("compile")),
+        "machine": host(),
+        "commit": commit(),
         "stages": [stage.model_dump() for stage in training.stages],
         "curves": training.curves,
         "first_deviations": first,

@@ -1,11 +1,12 @@
 """The study of what is there: every claim of the plan with effect, interval, power and verdict, and the figures.
 
-Intervals and their two sources of chance: leaderboards/seeds.py. Claims are judged one by one: with N claims that are
-all false, "holds" would stand at about N / 40 of them by chance.
+Intervals and their two sources of chance: leaderboards/seeds.py. Claims are judged one by one: where N arms do not
+differ at all, claims of a direction "hold" of about N / 40 of them by chance, and claims of a difference of N / 20.
 """
 
 from collections import defaultdict
 from collections.abc import Iterator, Sequence
+from statistics import fmean
 
 import numpy as np
 
@@ -26,6 +27,8 @@ from trainers.claims.plan import ClaimConfig, FigureConfig
 from trainers.claims.record import Record
 from trainers.claims.runs import Runs
 from trainers.claims.schedule import UNTRAINED, Item
+
+SAME_ITERATIONS = 0.02  # as a share
 
 
 def claims_of(runs: Runs, command: str) -> Claims:
@@ -68,9 +71,11 @@ def _claim(runs: Runs, claim: ClaimConfig) -> Claim:
         seeds_needed=needed,
         prompts=found.prompts if found else 0,
         images_per_prompt=_images_per_prompt(arms) if found and found.prompts else 1,
+        iterations=_unequal_iterations(arms),
         power=found.power(claim.claimed, claim.smallest) if found else None,
         detectable=found.detectable() if found else None,
         verdict=judged.verdict if judged else "not judged",
+        remark=judged.remark if judged else "",
         notes=" ".join(part for part in (claim.notes, problem and f"Not judged: {problem}.") if part),
     )
 
@@ -78,7 +83,7 @@ def _claim(runs: Runs, claim: ClaimConfig) -> Claim:
 def _measured(claim: ClaimConfig, arms: Sequence[Sequence[Record]], seeds: int) -> tuple[SeedEffect | None, str]:
     """Return (the effect where two seeds or more are there, what keeps the claim from being judged)."""
     trained = [one for arm in arms for one in arm if one.training]
-    if unequal := equal_passes(trained):
+    if not claim.from_start and (unequal := equal_passes(trained)):
         return None, unequal
     if seeds < 2:
         return None, ""
@@ -184,6 +189,14 @@ def _records(runs: Runs, arm: str, seeds: Sequence[int]) -> list[Record]:
 
 def _images_per_prompt(arms: Sequence[Sequence[Record]]) -> int:
     return arms[0][0].benchmarked.images_per_prompt
+
+
+def _unequal_iterations(arms: Sequence[Sequence[Record]]) -> list[int]:
+    """Return the mean iterations of each arm, [] where they are about equal or an arm was not trained."""
+    if not all(one.training for arm in arms for one in arm) or not all(arms):
+        return []
+    told = [round(fmean(sum(stage.iterations for stage in one.trained.stages) for one in arm)) for arm in arms]
+    return told if max(told) - min(told) > SAME_ITERATIONS * max(told) else []
 
 
 def _item(runs: Runs, arm: str, seed: int) -> Item:

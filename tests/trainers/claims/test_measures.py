@@ -1,6 +1,7 @@
 """Each measure on runs whose answer is known."""
 
 import math
+from collections.abc import Callable
 from pathlib import Path
 
 import numpy as np
@@ -74,15 +75,33 @@ def test_numbers_of_a_training(runs: Runs) -> None:
     run = finished(runs, "plain", 0, gradient_variance=lambda iteration: 2.0 * iteration)
     assert number("set:micro_recall", run) == 0.25
     # canary at iterations 0, 5, 10, 15, 20 with values 0 to .2, at 0, 500, 1000, 1250 and 1500 passes
-    area = 500 * 0.025 + 500 * 0.075 + 250 * 0.125 + 250 * 0.175
-    assert number("area:micro_clip", run) == pytest.approx(area / 1500)
-    assert number("area:shapes_geneval", run) == pytest.approx(0.5)
-    assert number("roughness:micro_clip", run) == pytest.approx(0.05)
-    assert number("roughness:shapes_geneval", run) == 0.0
+    assert number("area:micro_clip:cold_start", run) == pytest.approx((500 * 0.025 + 500 * 0.075) / 1000)
+    assert number("area:micro_clip:reinforce", run) == pytest.approx((250 * 0.125 + 250 * 0.175) / 500)
+    assert number("area:shapes_geneval:reinforce", run) == pytest.approx(0.5)
     assert number("spread:micro_clip", run) == pytest.approx(0.1 + 0.01 * 8)  # iterations 6 to 10 of the last stage
     assert number("seconds_per_iteration", run) == pytest.approx(math.log(2.0))
     assert number("passes_per_iteration", run) == pytest.approx(math.log(50))
-    assert number("gradient_variance", run) == pytest.approx(math.log(20.0))
+    assert number("gradient_variance", run) == pytest.approx(math.log(20.0 * 50))
+
+
+def test_roughness_is_of_steps_of_equal_passes(runs: Runs) -> None:
+    """However often a canary measures: what wiggles between two steps is not seen."""
+
+    def rough(points: int, value: Callable[[float], float]) -> float:
+        run = finished(runs, "plain", 0)
+        places = np.linspace(0, 1500, points)
+        curves = [{"stage": "a", "iteration": n, "passes": round(x), "m": value(x)} for n, x in enumerate(places)]
+        return number(
+            "roughness:m", run.model_copy(update={"training": run.trained.model_copy(update={"curves": curves})})
+        )
+
+    assert rough(13, lambda x: x / 1500) == pytest.approx(1 / 12)
+    assert rough(37, lambda x: x / 1500) == pytest.approx(1 / 12)  # three times as many points
+    saw = [rough(points, lambda x: round(x / 125) % 2) for points in (13, 25)]
+    assert saw == [1.0, 1.0] and rough(25, lambda x: 0.5) == 0.0
+    assert rough(13, lambda x: float(x < 700)) == 0.0  # before the second half
+    with pytest.raises(UserError, match="12 canary points of m; at least 13"):
+        rough(12, lambda x: 0.0)
 
 
 def test_times_of_compiled_runs_are_compared_with_such_alone(runs: Runs) -> None:
@@ -97,12 +116,22 @@ def test_times_of_compiled_runs_are_compared_with_such_alone(runs: Runs) -> None
     assert differences("passes_per_iteration", arms[0], compiled[1:]).tolist() == [0.0]
 
 
+def test_times_of_two_machines_are_not_compared(runs: Runs) -> None:
+    one, other = finished(runs, "better", 0), finished(runs, "plain", 0)
+    assert one.trained.machine == other.trained.machine != ""
+    moved = other.model_copy(update={"training": other.trained.model_copy(update={"machine": "another"})})
+    with pytest.raises(UserError, match="different machines"):
+        differences("seconds_per_iteration", [one], [moved])
+    assert differences("passes_per_iteration", [one], [moved]).tolist() == [0.0]
+
+
 def test_a_log_without_what_is_asked_of_it_is_told(runs: Runs) -> None:
     run = finished(runs, "plain", 0)
     for measure, lacking in (
         ("spread:another", "reward_std/another"),
         ("gradient_variance", "gradient_variance"),
-        ("area:another", "another"),
+        ("area:another:reinforce", "another in stage reinforce"),
+        ("area:micro_clip:another", "micro_clip in stage another"),
         ("roughness:another", "another"),
     ):
         with pytest.raises(UserError, match=f"plain-s0: .*{lacking}"):
@@ -148,12 +177,15 @@ def test_unequal_passes_are_told(runs: Runs) -> None:
 
 def test_every_measure_is_described_and_says_what_it_needs() -> None:
     assert NUMBERS.keys() == TEXTS.keys()
-    assert described("area:micro_clip", str.upper) == ("mean of MICRO_CLIP over the training (canary)", "")
+    assert described("area:micro_clip:cold_start", str.upper) == (
+        "mean of MICRO_CLIP over the cold start (canary)",
+        "",
+    )
     assert described("gap:a:b", str.upper) == ("gain in A beyond the gain in B", "standard deviations of images")
     assert described("gradient_variance", str)[1] == "ln of the ratio"
     assert metrics_of("gap:a:b") == (["a", "b"], []) and metrics_of("set:a") == (["a"], [])
     assert (
-        metrics_of("area:a") == ([], ["a"])
+        metrics_of("area:a:stage") == ([], ["a"])
         and metrics_of("a") == (["a"], [])
         and metrics_of("seconds_per_iteration") == ([], [])
     )

@@ -77,13 +77,36 @@ def test_no_two_trained_arms_are_the_same_training(shipped: Study) -> None:
 
 def test_arms_with_unequal_passes_are_refused(tmp_path: Path) -> None:
     longer = PLAN.replace("[arms.other]\n", "[arms.other]\nsettings.stages.reinforce.budget_passes = 600\n")
-    longer = longer.replace("settings.trainer.guidance_scale = 2.0", "settings.trainer.guidance_scale = 2.0")
     with pytest.raises(
         UserError, match=r"claims\.second: arms have unequal network passes \(other 1,600, plain 1,500\)"
     ):
         write_plan(tmp_path, longer)
     study = write_plan(tmp_path)
     check_equal_passes(study, study.plan.claims[2])  # a teacher is not trained: there is nothing to compare
+    start = longer.replace("smallest = 0.2", 'smallest = 0.2\nfrom_start = true\nnotes = "Against its start."')
+    assert write_plan(tmp_path, start).budget("other") == 1600
+    with pytest.raises(UserError, match="from_start: say in notes"):
+        write_plan(tmp_path, longer.replace("smallest = 0.2", "smallest = 0.2\nfrom_start = true"))
+
+
+def test_a_stage_that_goes_on_has_the_settings_of_the_one_before(shipped: Study) -> None:
+    """All but the rate and the average: an arm that is more of the same must not change its recipe on the way."""
+    other = {"student", "ema", "reinforce", "rl", "rl_weight", "refl"}  # or of no use to the phase
+    for arm in ("ac-dmd", "ac-dmd-one-rate", "a-dmd-eta-1", "x0-eta-1", "dmd", "rt-dm", "fixed", "thin-dmd"):
+        _, run = shipped.run(arm, 0)
+        methods = {name: find(stage.trainer or shipped.runs[arm][0]) for name, stage in run.stages.items()}
+        settings = stage_settings(run, {name: method.Config for name, method in methods.items()}, arm)
+        first, second = (
+            {k: used(v) for k, v in as_table(own).items() if k not in other} for own in settings.values()
+        )
+        assert first == second, arm
+
+
+def used(value: object) -> object:
+    """Return what counts of a setting: of a schedule that is off nothing else, of a fixed one not its length."""
+    if not isinstance(value, dict) or value.get("kind") not in ("off", "fixed"):
+        return value
+    return value["kind"] if value["kind"] == "off" else {k: v for k, v in value.items() if k != "updates"}
 
 
 @pytest.mark.parametrize(

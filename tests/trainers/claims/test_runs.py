@@ -14,6 +14,7 @@ from trainers import run as run_module
 from trainers.checkpoint import STATE, held, read_settings, stage_state
 from trainers.claims.__main__ import Arguments, main
 from trainers.claims.record import Records, read_log
+from trainers.claims.report import claims_of
 from trainers.claims.runs import Runs, passes_per_second
 from trainers.claims.schedule import UNTRAINED, Item
 from trainers.study import donate_stage
@@ -66,6 +67,7 @@ def test_the_whole_study_from_nothing_to_verdicts(stage: Stage, capsys: pytest.C
     first = stage.study().claims[0]
     assert first.effect is not None and first.effect.value == pytest.approx(0.3, abs=0.02)
     assert (first.seeds, first.prompts, first.images_per_prompt) == ([0, 1, 2], 30, 2)
+    assert [claim.iterations for claim in stage.study().claims] == [[], [], []]  # as many in both arms
     assert [figure.id for figure in stage.study().figures] == ["curves", "bars", "plane"]
     assert sorted(path.name for path in (stage.folder / "s").glob("*.svg")) == ["bars.svg", "curves.svg", "plane.svg"]
     assert "9 of 9 runs; 3 claims: holds: 3" in capsys.readouterr().out
@@ -223,6 +225,30 @@ def test_trainings_that_took_unequal_passes_are_not_judged(stage: Stage) -> None
     second = stage.study().claims[1]
     assert second.verdict == "not judged" and second.effect is None
     assert "network passes differ" in second.notes and "other-s1 1,800" in second.notes
+
+
+def test_equal_passes_in_unequal_iterations_are_told(stage: Stage) -> None:
+    assert stage.call(hours=1.0) == 0
+    for path in (stage.folder / "s" / "runs").glob("plain-s*.json"):
+        table = json.loads(path.read_text())
+        table["training"]["stages"][0]["iterations"] = 30
+        path.write_text(json.dumps(table))
+    assert stage.call() == 0
+    assert [claim.iterations for claim in stage.study().claims] == [[20, 40], [20, 40], []]
+    assert "<br>20 and 40 iterations" in (stage.folder / "s.md").read_text()
+
+
+def test_a_claim_against_its_own_start_compares_no_passes(stage: Stage) -> None:
+    stage.use(Trainings(spend=1.0))
+    assert stage.call(hours=1.0) == 0
+    for path in (stage.folder / "s" / "runs").glob("plain-s*.json"):
+        table = json.loads(path.read_text())
+        table["training"]["network_passes"] = 100
+        path.write_text(json.dumps(table))
+    assert "network passes differ" in claims_of(stage.runs(), "c").claims[1].notes
+    start = PLAN.replace("smallest = 0.2", 'smallest = 0.2\nfrom_start = true\nnotes = "Against its start."')
+    claim = claims_of(stage.runs(start), "c").claims[1]
+    assert (claim.verdict, claim.notes) == ("holds", "Against its start.")
 
 
 def test_listing_tells_passes_and_hours_and_trains_nothing(stage: Stage, capsys: pytest.CaptureFixture[str]) -> None:

@@ -24,12 +24,12 @@ const figureOf = ({ title, names, spec }) => {
 const claimOf = (claim) => {
   const e = claim.effect, reach = e ? Math.max(Math.abs(e.low), Math.abs(e.high), e.smallest) : 1;
   return h("article", { class: "card claim", id: `claim-${claim.id}` },
-    h("h4", {}, h("span", { class: `verdict-chip ${OUTCOME[claim.verdict]}` }, claim.verdict), " ", claim.statement),
+    h("h4", {}, h("span", { class: `verdict-chip ${OUTCOME[claim.verdict]}` }, claim.verdict), " ", claim.remark ? h("span", { class: "quiet" }, `${claim.remark}: `) : null, claim.statement),
     h("p", { class: "quiet" }, `${claim.source.paper}, ${claim.source.where}`),
     h("p", {}, h("bdi", {}, claim.arms[0]), " − ", h("bdi", {}, claim.arms[1]), e ? [`: ${e.measure} `, h("strong", {}, signed(e.value)), `${e.unit ? ` ${e.unit}` : ""}, 95 % ${number(e.low)} to ${number(e.high)}; claimed to lie ${e.claimed} 0, and to matter from ${number(e.smallest)}.`] : "."),
     e ? balance(e.value, e.low, e.high, reach) : null,
     claim.figure ? figureOf(claim.figure) : null,
-    h("p", { class: "quiet" }, `${claim.seeds.length}${claim.seeds.length < claim.seeds_needed ? ` of ${claim.seeds_needed}` : ""} seeds of training`, claim.prompts ? `, ${claim.prompts} prompts × ${claim.images_per_prompt} pictures` : "", claim.power === null ? "; power unknown" : `; power ${Math.round(100 * claim.power)} % for a difference that matters`, claim.detectable === null ? "" : `, 80 % from ${number(claim.detectable)} on`, claim.notes ? `. ${claim.notes}` : "."));
+    h("p", { class: "quiet" }, `${claim.seeds.length}${claim.seeds.length < claim.seeds_needed ? ` of ${claim.seeds_needed}` : ""} seeds of training`, claim.prompts ? `, ${claim.prompts} prompts × ${claim.images_per_prompt} pictures` : e ? ", the interval covers these alone" : "", claim.iterations.length ? `, ${claim.iterations.map(plain).join(" and ")} iterations` : "", claim.power === null ? "; power unknown" : `; power ${Math.round(100 * claim.power)} % for a difference that matters`, claim.detectable === null ? "" : `, 80 % from about ${number(claim.detectable)} on`, claim.notes ? `. ${claim.notes}` : "."));
 };
 const studyHead = (study) => [h("h2", {}, study.title), h("p", { class: "quiet" }, `${study.about} Made by `, h("code", {}, study.command), ".")];
 
@@ -37,7 +37,7 @@ fewstep.views.claims = {
   title: "Claims",
   everywhere: true,
   async show(_, now) {
-    const studies = (await fewstep.load("studies")).claims;
+    const { claims: studies, reading } = await fewstep.load("studies");
     if (!studies.length) return [h("h2", {}, "Claims of the papers"), h("p", { class: "empty" }, "No study has been committed yet: leaderboards/studies/ holds none.")];
     const wanted = now.verdict ?? "", counts = (study) => Object.keys(OUTCOME).map((v) => [v, study.claims.filter((c) => c.verdict === v).length]).filter(([, n]) => n);
     return [
@@ -49,7 +49,7 @@ fewstep.views.claims = {
           return chosen.length ? [h("h3", {}, title), h("div", { class: "cards wide" }, chosen.map(claimOf))] : null;
         }),
         wanted || !study.figures.length ? null : [h("h3", {}, "Figures"), h("div", { class: "cards wide" }, study.figures.map((figure) => h("article", { class: "card" }, figureOf(figure))))]]),
-      h("p", { class: "quiet" }, "holds: the whole interval lies where the claim says. does not hold: the whole interval lies where it does not, or below what would matter. undecided: neither; the study cannot tell. not judged: too few seeds. An interval covers seeds of training and prompts; claims are judged one by one, without correction for their number."),
+      h("p", { class: "quiet" }, `${reading} An interval covers seeds of training and prompts unless it says otherwise; those in figures are of each arm for itself: whether two arms differ, the claims say.`),
     ];
   },
 };
