@@ -65,8 +65,8 @@ def parse_toml(path: Path) -> dict[str, Any]:
     """Return a TOML file's table. Raises UserError where it is missing or malformed."""
     try:
         return tomllib.loads(path.read_text(encoding="utf-8"))
-    except FileNotFoundError as error:
-        raise UserError(f"{path}: no such file") from error
+    except OSError as error:
+        raise UserError(f"{path}: {'no such file' if not path.exists() else error.strerror}") from error
     except (tomllib.TOMLDecodeError, UnicodeDecodeError) as error:
         raise UserError(f"{path}: not valid TOML: {error}") from error
 

@@ -10,8 +10,6 @@ from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any, Literal
 
-from pydantic import TypeAdapter, ValidationError
-
 from benchmarks.about import about_run
 from benchmarks.budget import fitting_block_size
 from benchmarks.config import UserError
@@ -23,7 +21,7 @@ from benchmarks.store import Run
 from benchmarks.suites import read_suite
 from benchmarks.summarise import Summarised, summarise, write_result
 from leaderboards.about import add_about
-from leaderboards.schema import Name, Result, ResultError, read_result
+from leaderboards.schema import NAME_RULE, Result, ResultError, is_name, read_result
 from leaderboards.store import file_stem, publish
 from metrics.base import import_plugins
 from metrics.features import Models
@@ -177,10 +175,8 @@ def pick_device(device: str) -> str:
 
 def _check_name(name: str | None) -> None:
     """Raise UserError for a name that a result cannot bear."""
-    try:
-        TypeAdapter(Name).validate_python(name or "model")
-    except ValidationError as error:
-        raise UserError(f"--name {name!r}: 1 to 200 characters, without separators and control characters") from error
+    if not is_name(name or "model"):
+        raise UserError(f"--name {name!r}: {NAME_RULE}")
 
 
 def _default_name(model: str | Path, overrides: Overrides) -> str:

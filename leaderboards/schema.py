@@ -31,9 +31,19 @@ Name = Annotated[
         pattern=r"^[^/\\\x00-\x1f\x7f-\x9f\u200e\u200f\u2028-\u202e\u2066-\u2069]+$",
     ),
 ]
+NAME_RULE = "1 to 200 characters, without separators and control characters"
 Number = Annotated[float, Field(ge=-LARGEST, le=LARGEST)]
 Count = Annotated[int, Field(ge=0, le=2**53)]
 JsonValue = bool | int | float | str | None | list[Any] | dict[str, Any]
+
+
+def is_name(text: str) -> bool:
+    """Return whether a result can bear a name, which NAME_RULE tells in words."""
+    try:
+        TypeAdapter(Name).validate_python(text)
+    except ValidationError:
+        return False
+    return True
 
 
 class ResultError(ValueError):

@@ -166,14 +166,18 @@ def import_entry_points(group: str) -> None:
 
 
 def import_plugins(modules: Iterable[str]) -> None:
-    """Import the modules a user named with `--plugin`. Raises UserError where one cannot be found."""
+    """Import the modules a user named with `--plugin`. Raises UserError where one is no module, or cannot be read."""
     for name in modules:
+        if not all(part.isidentifier() for part in name.split(".")) or name.endswith(".py"):
+            raise UserError(f"--plugin {name!r}: name a module, as in `import`: my_metrics, not a file")
         try:
             importlib.import_module(name)
-        except ModuleNotFoundError as error:
-            if error.name is None or not f"{name}.".startswith(f"{error.name}."):
-                raise
-            raise UserError(f"--plugin {name}: no such module; it must be importable from here") from error
+        except SyntaxError as error:
+            raise UserError(f"--plugin {name}: {error.filename}, line {error.lineno}: {error.msg}") from error
+        except ImportError as error:
+            if error.name is not None and f"{name}.".startswith(f"{error.name}."):
+                raise UserError(f"--plugin {name}: no such module; it must be importable from here") from error
+            raise UserError(f"--plugin {name}: cannot be imported: {error}") from error
 
 
 T = TypeVar("T")

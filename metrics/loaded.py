@@ -150,7 +150,10 @@ class LoadedMetric:
         return torch.from_numpy(per_image_N)
 
     def check(self, prompts: Sequence[Prompt]) -> None:
-        """Raise UserError where pictures of some prompts cannot be judged, with their number: before any is drawn."""
+        """Raise UserError where weights are not here, or pictures of some prompts cannot be judged: before any is."""
+        reasons = (self._runner.missing(key) for key in self.metric.features)
+        if reason := next(filter(None, reasons), None):
+            raise UserError(f"{self.card.id}: {reason}")
         if unfit := unfit_prompts(self.metric, prompts):
             raise UserError(f"{self.card.id}: {unfit}")
 

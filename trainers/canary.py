@@ -36,13 +36,18 @@ class Canary:
     """Prompts, metrics and noise of a run's canary."""
 
     def __init__(self, settings: CanaryConfig, rewards: Sequence[str], device: torch.device) -> None:
-        """Raises UserError where the prompt file or a metric is unknown."""
+        """Raises UserError where the prompt file or a metric is unknown, or a metric's weights are not here."""
         self.settings = settings
         chosen = (
             read_prompts(Path(settings.prompts)).spread(settings.limit or None).prompts if settings.prompts else ()
         )
         self.prompts = [prompt for prompt in chosen for _ in range(settings.images_per_prompt)]
-        self._scorer = Scorer(dict.fromkeys([*rewards, *settings.metrics]), device) if self.prompts else None
+        self._scorer: Scorer | None = None
+        if self.prompts:
+            self._scorer = Scorer(dict.fromkeys([*rewards, *settings.metrics]), device)
+            for identity in self._scorer.metrics:
+                if reason := self._scorer.missing(identity):
+                    raise UserError(f"canary: {identity}: {reason}")
 
     @torch.no_grad()
     def measure(self, trainer: Trainer) -> tuple[dict[str, float], dict[str, float]]:

@@ -15,6 +15,7 @@ from pathlib import Path
 from typing import Any, Literal
 
 from benchmarks.config import UserError, build, config, overridden, parse_toml
+from leaderboards.schema import NAME_RULE, is_name
 from trainers.backbones.base import BackboneConfig
 from trainers.prompts import PromptsConfig
 from trainers.rewards import RewardConfig
@@ -68,8 +69,8 @@ class CanaryConfig:
     stop: StopConfig = StopConfig()
 
     def __post_init__(self) -> None:
-        if self.every < 1:
-            raise ValueError("every must be at least 1")
+        if self.every < 1 or self.images_per_prompt < 1 or self.batch_size < 1 or self.limit < 0:
+            raise ValueError("every, images_per_prompt and batch_size must be at least 1, limit 0")
         if self.stop.metric and (not self.prompts or self.stop.metric not in self.metrics):
             raise ValueError(f"stop.metric {self.stop.metric!r} must be one of metrics, measured on prompts")
 
@@ -86,7 +87,7 @@ class ExportConfig:
 class RunConfig:
     """See the module's docstring."""
 
-    name: str
+    name: str  # of folder and student, on boards too
     seed: int = 0
     device: Literal["auto", "cpu"] = "auto"
     # Batches are given per process, of so many processes: the size of the whole batch is part of the method, the
@@ -104,6 +105,8 @@ class RunConfig:
     benchmark: str = ""  # suite that the student is put through at the end; "" = none
 
     def __post_init__(self) -> None:
+        if not is_name(self.name):
+            raise ValueError(f"name must have {NAME_RULE}")
         if not self.stages:
             raise ValueError("no stages: add a [stages.<name>] table")
         if self.checkpoint_every < 1 or self.log_every < 1 or self.processes < 0:
@@ -117,6 +120,8 @@ class RunConfig:
         later = [stage.teacher_from == "previous" for stage in self.stages.values()]
         if later[0]:
             raise ValueError('the first stage has none before it: teacher_from must be "base"')
+        if self.export.weights == "lora" and self.backbone.training == "full":
+            raise ValueError('export.weights = "lora" has no adapter where backbone.training = "full": use "merged"')
         if any(later) and self.export.weights == "lora":
             raise ValueError('export.weights = "lora" has no base where teacher_from = "previous": use "merged"')
         if self.backbone.student_path.endswith(".safetensors") and self.export.weights == "lora":

@@ -77,6 +77,8 @@ class DmdrConfig:
             raise ValueError("batch_size and fake_score_updates must be at least 1")
         if self.guidance_jitter < 0 or self.rl_weight <= 0 or self.fake_scale <= 0:
             raise ValueError("guidance_jitter must be at least 0, rl_weight and fake_scale above 0")
+        if not 0 <= self.rl_eta <= 1:
+            raise ValueError("rl_eta must lie in [0, 1]")
         if self.reinforced and self.groups > self.batch_size:
             raise ValueError(f"{self.rl}.groups are prompts of the batch: at most batch_size")
 

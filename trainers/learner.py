@@ -26,6 +26,8 @@ class OptimiserConfig:
     def __post_init__(self) -> None:
         if self.lr <= 0 or self.max_grad_norm < 0 or self.warmup_updates < 0:
             raise ValueError("lr must be above 0, max_grad_norm and warmup_updates at least 0")
+        if not all(0 <= beta < 1 for beta in self.betas) or self.eps <= 0 or self.weight_decay < 0:
+            raise ValueError("betas must lie in [0, 1), eps be above 0 and weight_decay at least 0")
 
 
 @config

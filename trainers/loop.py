@@ -45,6 +45,7 @@ from trainers.checkpoint import (
 from trainers.config import RunConfig, StageConfig, stage_settings
 from trainers.progress import Progress
 from trainers.prompts import PromptStream, read_training_prompts
+from trainers.rehearsal import Rehearsal, rehearsed
 from trainers.rewards import load_rewards
 
 STUDENT = "student"
@@ -74,8 +75,8 @@ class Loop:
     def __init__(self, method: str, run: RunConfig, folder: Path, resume: bool = True, where: str = "config") -> None:
         """Load everything the run needs, so that a user's mistake shows before any work is done.
 
-        `where` opens the errors in settings. Raises UserError for unknown names, bad settings and a folder that
-        holds another run."""
+        `where` opens the errors in settings. Raises UserError for unknown names, bad settings of any stage, weights
+        that are not here and a folder that holds another run; the folder is then as it was."""
         self.accelerator = Accelerator(cpu=run.device == "cpu")
         if not run.processes:
             begun = begun_with(folder) if resume else 0
@@ -97,6 +98,7 @@ class Loop:
             raise UserError(f"{where}: canary.stop.metric {run.canary.stop.metric!r} is trained on: name another")
         self._canary = Canary(run.canary, self.rewards.ids, self.accelerator.device)
         self.backbone = self._load_backbone(run.backbone)
+        self._rehearse(where)
         if self.accelerator.is_main_process:
             if not resume:
                 forget_run(folder)
@@ -128,6 +130,18 @@ class Loop:
             position = Position(name, 0, position.total, self.backbone.passes)
             self._run_stage(trainer, position)
         return self._export(trainer)
+
+    def _rehearse(self, where: str) -> None:
+        """Make the trainer of every stage without its networks: what a later one refuses shows now.
+
+        Raises UserError naming the stage."""
+        for name, (kind, settings) in self._methods.items():
+            backbone = Rehearsal(self.run.backbone, self.backbone.protocol())
+            try:
+                with rehearsed(kind, settings, backbone, self.rewards, World(f"{self.run.seed}/{name}")) as made:
+                    self._stream.check(made.prompts_per_step * self.run.processes)
+            except UserError as error:
+                raise UserError(f"{where}: stages.{name}: {error}") from error
 
     def _make_trainer(self, stage: str) -> Trainer:
         accelerator, (trainer, settings) = self.accelerator, self._methods[stage]

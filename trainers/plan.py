@@ -11,7 +11,6 @@ adapters, run forward and backward on tensors without contents (device "meta"). 
 does. Not counted: text encoders (a prompt is encoded once), the rewards' own networks, the canary, the optimiser.
 """
 
-import tempfile
 from collections import Counter
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
@@ -36,7 +35,7 @@ from trainers.backbones.base import BackboneConfig
 from trainers.backbones.family import roles_of
 from trainers.base import Trainer, World, find
 from trainers.config import RunConfig, stage_settings
-from trainers.rehearsal import Rehearsal, rehearsed_rewards
+from trainers.rehearsal import Rehearsal, rehearsed, rehearsed_rewards
 
 REHEARSED = 60  # iterations, after as many to warm up: a multiple of most numbers of fake-score updates
 BYTES = {"float32": 4, "bfloat16": 4, "float64": 8}  # of a weight in memory, by precision: bfloat16 is autocast's
@@ -99,8 +98,8 @@ def _plan_stage(
     """held: bytes of the frozen pipeline, by whether the stage decodes."""
     stage, processes = run.stages[name], run.processes or 1
     backbone = Rehearsal(run.backbone, protocol)
-    with _own_folder(settings) as own:
-        trainer = kind(own, backbone, rehearsed_rewards(run.rewards), World(f"{run.seed}/{name}"))
+    rewards, world = rehearsed_rewards(run.rewards), World(f"{run.seed}/{name}")
+    with rehearsed(kind, settings, backbone, rewards, world) as trainer:
         asked, passes = _rehearse(trainer, backbone, min(stage.iterations or 2 * REHEARSED, 2 * REHEARSED))
     per_iteration = _mean(passes[REHEARSED:] or passes)
     budget = stage.budget_passes / processes
@@ -140,16 +139,6 @@ def _extrapolated(values: list[int], iterations: int) -> float:
 
 def _mean(values: list[int]) -> float:
     return sum(values) / len(values)
-
-
-@contextmanager
-def _own_folder(settings: Any) -> Iterator[Any]:
-    """Give settings whose samples of the teacher go nowhere: a rehearsal's are worth nothing."""
-    if not hasattr(settings, "teacher_samples"):
-        yield settings
-        return
-    with tempfile.TemporaryDirectory() as folder:
-        yield replace(settings, teacher_samples=replace(settings.teacher_samples, folder=folder))
 
 
 def _held_bytes(model: Pipeline, settings: BackboneConfig, processes: int, decodes: bool) -> int:

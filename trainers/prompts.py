@@ -46,10 +46,17 @@ class PromptStream:
         self._orders: dict[tuple[int, int], list[int]] = {}
         self.position = 0
 
+    def check(self, count: int) -> None:
+        """Raise UserError where there are not `count` distinct prompts."""
+        if count > self._distinct:
+            raise UserError(
+                f"{count} different prompts per iteration, but prompts.source has only {self._distinct}: take "
+                "smaller batches, or more prompts"
+            )
+
     def take(self, count: int) -> list[Prompt]:
         """Return the next `count` distinct prompts. Raises UserError where there are fewer."""
-        if count > self._distinct:
-            raise UserError(f"{count} different prompts per iteration, but the source has only {self._distinct}")
+        self.check(count)
         batch: dict[str, Prompt] = {}
         while len(batch) < count:
             prompt = self._at(self.position)

@@ -9,8 +9,11 @@ of both kinds were alive at once decides the memory.
 Axes: B images; latents are small, whatever the model's are: nothing that is counted depends on their size.
 """
 
+import tempfile
 from collections import Counter
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -21,6 +24,7 @@ from benchmarks.protocol import Protocol
 from benchmarks.samplers import Level
 from metrics.base import Prompt, make
 from trainers.backbones.base import BackboneConfig, Role
+from trainers.base import Trainer, World
 from trainers.rewards import RewardBank, RewardConfig
 
 PIXELS, TOKENS, WIDTH = 64, 16, 8  # of what stands in for pictures and features
@@ -131,6 +135,21 @@ class RehearsedReward:
     def __call__(self, images: Tensor, prompts: Sequence[Prompt]) -> Tensor:
         """Return the score [B]."""
         return self.reward(images, prompts)
+
+
+@contextmanager
+def rehearsed(
+    kind: type[Trainer], settings: Any, backbone: Rehearsal, rewards: RewardBank, world: World
+) -> Iterator[Trainer]:
+    """Give a stage's trainer on a rehearsal; the samples of the teacher that it draws go nowhere.
+
+    Raises UserError as the trainer does that a run makes of the same settings."""
+    with tempfile.TemporaryDirectory() as folder:
+        if hasattr(settings, "teacher_samples"):
+            settings = replace(settings, teacher_samples=replace(settings.teacher_samples, folder=folder))
+        with torch.random.fork_rng(devices=[]):  # what a run draws does not depend on its having been rehearsed
+            trainer = kind(settings, backbone, rewards, world)
+        yield trainer
 
 
 def rehearsed_rewards(settings: Sequence[RewardConfig]) -> RewardBank:

@@ -69,7 +69,7 @@ class RewardBank:
         return all(metric.card.image_free for metric in self._metrics.values())
 
     def check(self, prompts: Sequence[Prompt]) -> None:
-        """Raise UserError where a reward cannot judge some of the training prompts, with their number."""
+        """Raise UserError where a reward lacks weights, or cannot judge some of the training prompts."""
         for metric in self._metrics.values():
             metric.check(prompts)
 
@@ -196,7 +196,11 @@ def reward_logs(scores: Mapping[str, Tensor], gather: Callable[[Tensor], Tensor]
 
 
 def load_rewards(settings: Sequence[RewardConfig], device: torch.device) -> RewardBank:
-    """Return the bank of these metrics. Raises UserError where an id is unknown, naming the nearest one."""
-    return RewardBank(
-        settings, {one.id: metrics.load(one.id, str(device), remembered=REMEMBERED) for one in settings}
-    )
+    """Return the bank of these metrics.
+
+    Raises UserError where an id is unknown, naming the nearest one, or is that of a statistic of a whole set."""
+    loaded = {one.id: metrics.load(one.id, str(device), remembered=REMEMBERED) for one in settings}
+    for name, metric in loaded.items():
+        if metric.card.aggregate == "set":
+            raise UserError(f"rewards: {name} is a statistic of a whole set: a reward needs a value for each image")
+    return RewardBank(settings, loaded)

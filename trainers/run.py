@@ -59,6 +59,8 @@ def main(arguments: Arguments) -> int:
         show_presets()
         return 0
     method, run, where = chosen_run(arguments)
+    if arguments.plan_for and not arguments.dry_run:
+        raise UserError("--plan-for says for which device a plan is: add --dry-run, or leave it out")
     if arguments.dry_run:
         from trainers.plan import show_plan
 

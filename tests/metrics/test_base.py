@@ -43,15 +43,33 @@ def test_a_plugin_registers_by_being_imported(tmp_path: Path, monkeypatch: pytes
     assert set(base._METRICS) == {"theirs"}
 
 
-def test_a_missing_plugin_is_the_users_mistake_and_a_broken_one_is_not(
-    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+@pytest.mark.parametrize(
+    ("name", "told"),
+    [
+        ("no_such_metric", "--plugin no_such_metric: no such module"),
+        ("no_such.metric", "--plugin no_such.metric: no such module"),
+        ("their.py", "--plugin 'their.py': name a module"),
+        ("./foo/bar", "name a module"),
+        ("", "--plugin '': name a module"),
+        ("lacking_metric", "--plugin lacking_metric: cannot be imported: No module named 'not_installed_anywhere'"),
+        ("unread_metric", r"--plugin unread_metric: .*unread_metric\.py, line 2: "),
+    ],
+)
+def test_a_plugin_that_cannot_be_imported_is_told_in_a_line(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, name: str, told: str
 ) -> None:
     monkeypatch.syspath_prepend(tmp_path)
-    (tmp_path / "broken_metric.py").write_text("import not_installed_anywhere\n")
-    with pytest.raises(UserError, match="--plugin no_such_metric"):
-        import_plugins(["no_such_metric"])
-    with pytest.raises(ModuleNotFoundError, match="not_installed_anywhere"):
-        import_plugins(["broken_metric"])
+    (tmp_path / "lacking_metric.py").write_text("import not_installed_anywhere\n")
+    (tmp_path / "unread_metric.py").write_text("a = 1\nb = = 2\n")
+    with pytest.raises(UserError, match=told):
+        import_plugins([name])
+
+
+def test_a_fault_within_a_plugin_shows_its_own_traceback(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.syspath_prepend(tmp_path)
+    (tmp_path / "faulty_metric.py").write_text("1 / 0\n")
+    with pytest.raises(ZeroDivisionError):
+        import_plugins(["faulty_metric"])
 
 
 def test_a_per_image_metric_contributes_its_scores_in_float32() -> None:

@@ -19,9 +19,11 @@ from tests.trainers.closed_form import reward_bank
 from trainers import canary as canary_module
 from trainers import loop as loop_module
 from trainers.base import find
+from trainers.checkpoint import load_state
 from trainers.config import RunConfig, merge, read_run
 from trainers.loop import Loop, Paused
 from trainers.prompts import PromptStream
+from trainers.rewards import load_rewards
 
 
 @pytest.fixture(autouse=True)
@@ -48,6 +50,11 @@ def settings(pipeline: Path, source: Path, **changes: Any) -> RunConfig:
         },
     }
     return build(RunConfig, merge(table, changes), "tiny.toml")
+
+
+def second(**changes: Any) -> dict[str, Any]:
+    """Return changes of the second stage's settings."""
+    return {"stages": {"reinforce": {"settings": changes}}}
 
 
 def log_lines(folder: Path) -> list[dict[str, Any]]:
@@ -239,13 +246,75 @@ def test_a_damaged_checkpoint_is_one_clear_line(pipeline_folder: Path, prompt_fi
         ({"stages": {"cold_start": {"trainer": "rtdm"}}}, "unknown trainer 'rtdm'; did you mean 'rtdmd'"),
         ({"prompts": {"source": "nowhere.jsonl"}}, "nowhere.jsonl: no such prompt file"),
         ({"trainer": {"cold_start": {"batch_size": 99}}}, "99 different prompts per iteration, but .* only 9"),
+        (second(reinforce={"subset_size": 7}), "stages.reinforce: trainer.reinforce.subset_size is 7, but only 3"),
+        (second(sampler={"sampler": "cps", "eta": 1.8}), "stages.reinforce: .*eta must lie in"),
     ],
 )
 def test_mistakes_are_named_before_any_work(
     pipeline_folder: Path, prompt_file: Path, tmp_path: Path, changes: dict[str, Any], message: str
 ) -> None:
     with pytest.raises(UserError, match=message):
-        Loop("rtdmd", settings(pipeline_folder, prompt_file, **changes), tmp_path / "run").train()
+        Loop("rtdmd", settings(pipeline_folder, prompt_file, **changes), tmp_path / "run")
+    assert not (tmp_path / "run" / "run.json").exists()  # what is mended may start here
+
+
+@pytest.mark.parametrize(
+    ("changes", "message"),
+    [
+        ({"rewards": []}, "stages.reinforce: trainer.reinforce.rl needs a reward"),
+        (
+            {"rewards": [{"id": "shapes_geneval"}], "prompts": {"source": "micro"}},
+            "stages.reinforce: .*det_term needs a differentiable reward",
+        ),
+        ({"rewards": [{"id": "micro_fid"}]}, "micro_fid is a statistic of a whole set"),
+        ({"rewards": [{"id": "hps_v2"}]}, "hps_v2: .*no weights"),
+        (
+            {
+                "rewards": [{"id": "micro_clip"}],
+                "canary": {"prompts": "benchmarks/micro/prompts_dev.jsonl", "metrics": ["hps_v2"]},
+            },
+            "canary: hps_v2: .*no weights",
+        ),
+    ],
+)
+def test_mistakes_in_rewards_are_named_before_any_work(
+    pipeline_folder: Path,
+    prompt_file: Path,
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+    changes: dict[str, Any],
+    message: str,
+) -> None:
+    monkeypatch.setattr(loop_module, "load_rewards", load_rewards)
+    with pytest.raises(UserError, match=message):
+        Loop("rtdmd", settings(pipeline_folder, prompt_file, **changes), tmp_path / "run")
+    assert not (tmp_path / "run" / "run.json").exists()
+
+
+def test_a_mistake_does_not_cost_the_run_that_is_there(
+    pipeline_folder: Path, prompt_file: Path, tmp_path: Path
+) -> None:
+    run = settings(pipeline_folder, prompt_file)
+    Loop("rtdmd", run, tmp_path / "run").train()
+    before = {path: path.read_bytes() for path in sorted((tmp_path / "run").rglob("*")) if path.is_file()}
+    wrong = settings(pipeline_folder, prompt_file, **second(reinforce={"subset_size": 7}))
+    with pytest.raises(UserError, match="subset_size"):
+        Loop("rtdmd", wrong, tmp_path / "run", resume=False)
+    assert {path: path.read_bytes() for path in sorted((tmp_path / "run").rglob("*")) if path.is_file()} == before
+
+
+def test_a_rehearsal_draws_nothing_that_the_run_would(
+    pipeline_folder: Path, prompt_file: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    run = settings(pipeline_folder, prompt_file)
+    Loop("rtdmd", run, tmp_path / "with").train()
+    monkeypatch.setattr(Loop, "_rehearse", lambda self, where: None)
+    Loop("rtdmd", run, tmp_path / "without").train()
+    for name in ("with", "without"):
+        assert (tmp_path / name / "student").is_dir()
+    states = [load_state(tmp_path / name) for name in ("with", "without")]
+    assert states[0] and states[1]
+    assert_same(states[0]["trainer"], states[1]["trainer"])
 
 
 @pytest.mark.parametrize(
@@ -377,7 +446,7 @@ def test_a_stage_ends_early_when_a_held_out_metric_falls(
     monkeypatch.setattr(
         loop_module.Canary, "measure", lambda self, trainer: ({"micro_clip": next(self.told)}, {"micro_clip": 0.1})
     )
-    scored = SimpleNamespace(metrics={"micro_clip": make("micro_clip")})
+    scored = SimpleNamespace(metrics={"micro_clip": make("micro_clip")}, missing=lambda identity: None)
     monkeypatch.setattr(canary_module, "Scorer", lambda names, device: scored)
     stop = {"metric": "micro_clip", "drop": 0.1, "patience": 2}
     run = settings(

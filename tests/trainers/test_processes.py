@@ -56,6 +56,9 @@ class Brightness:
     def __init__(self, names: Sequence[str], device: torch.device) -> None:
         self.metrics = {"brightness": self}
 
+    def missing(self, identity: str) -> None:
+        """Nothing is."""
+
     def score(self, pictures: Sequence[Any], batch: Batch) -> dict[str, Any]:
         return {"brightness": np.array([np.asarray(picture).mean() for picture in pictures])}
 

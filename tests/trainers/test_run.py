@@ -23,6 +23,8 @@ def test_list_names_trainers_backbones_and_rewards(capsys: pytest.CaptureFixture
         (Arguments(), "name a trainer and its config"),
         (Arguments(method="rtdm", config=Path("x.toml")), "unknown trainer 'rtdm'; did you mean 'rtdmd'"),
         (Arguments(method="rtdmd", config=Path("x.toml")), r"x\.toml: no such file"),
+        (Arguments(method="rtdmd", config=ROOT), rf"{ROOT}: Is a directory"),
+        (Arguments(preset="rtdmd-sd3m", plan_for="h100"), "--plan-for .* add --dry-run"),
         (Arguments(plugin=("no.such.module",)), "--plugin no.such.module"),
     ],
 )
@@ -39,6 +41,38 @@ def test_settings_are_checked_with_overrides_on_top(pipeline_folder: Path, tmp_p
         main(Arguments(**arguments, set=("trainer.gidance_scale=3",)))  # type: ignore[arg-type]
     with pytest.raises(UserError, match=r"run.toml: stages.one.iterations: .*not 'many'"):
         main(Arguments(**arguments, set=("stages.one.iterations=many",)))  # type: ignore[arg-type]
+
+
+@pytest.mark.parametrize(
+    ("override", "message"),
+    [
+        ("name=../up", "name must have 1 to 200 characters, without separators"),
+        ("canary.batch_size=0", "canary: every, images_per_prompt and batch_size must be at least 1, limit 0"),
+        ("canary.images_per_prompt=-1", "canary: every, images_per_prompt"),
+        ("canary.limit=-3", "canary: every, images_per_prompt"),
+        ("backbone.resolution=-5", "backbone: resolution must be at least 0"),
+        ("backbone.prompt_cache=0", "backbone: resolution must be at least 0, prompt_cache 1"),
+        ("trainer.student.betas=[1.5, 0.9]", r"betas must lie in \[0, 1\)"),
+        ("trainer.fake_score.eps=0", "eps be above 0"),
+        ("trainer.student.weight_decay=-1", "weight_decay at least 0"),
+    ],
+)
+def test_values_out_of_range_are_refused_before_anything_is_trained(
+    pipeline_folder: Path, tmp_path: Path, override: str, message: str
+) -> None:
+    config = tmp_path / "run.toml"
+    config.write_text(f'name = "x"\nstages.one.iterations = 1\nbackbone.path = "{pipeline_folder}"\n')
+    with pytest.raises(UserError, match=rf"run\.toml: .*{message}") as caught:
+        main(Arguments(method="dmd", config=config, out=tmp_path / "run", set=(override,)))
+    assert "\n" not in str(caught.value)
+
+
+def test_an_adapter_is_asked_of_adapters_alone(pipeline_folder: Path, tmp_path: Path) -> None:
+    config = tmp_path / "run.toml"
+    config.write_text(f'name = "x"\nstages.one.iterations = 1\nbackbone.path = "{pipeline_folder}"\n')
+    both = ("backbone.training=full", "export.weights=lora")
+    with pytest.raises(UserError, match=r'export.weights = "lora" has no adapter'):
+        main(Arguments(method="dmd", config=config, out=tmp_path / "run", set=both))
 
 
 def test_an_unknown_suite_is_refused_before_anything_is_trained(pipeline_folder: Path, tmp_path: Path) -> None:

@@ -76,6 +76,8 @@ class BackboneConfig:
             raise ValueError('sharded = true cuts up the frozen base of adapters: it needs training = "lora"')
         if self.microbatch < 0:
             raise ValueError("microbatch must be at least 0")
+        if self.resolution < 0 or self.prompt_cache < 1:
+            raise ValueError("resolution must be at least 0, prompt_cache 1")
         if self.sharded and self.microbatch:
             raise ValueError(
                 "sharded and microbatch exclude each other, for processes may have different numbers of parts: take "
