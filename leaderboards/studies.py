@@ -32,7 +32,9 @@ READING = (
     "whole interval is above 0, does not hold where it is below s. Not below 0: the same around -s. Near 0: holds "
     "where it is within s of 0, does not hold where all of it is farther away; apart from 0: holds where it leaves 0 "
     "out, does not hold where it is within s of 0. Below and not above are mirror images. Undecided: neither. Not "
-    "judged: too few seeds. Claims are judged one by one, without correction for their number."
+    "judged: too few seeds. Claims are judged one by one, without correction for their number. An interval covers "
+    "seeds of training and prompts, or seeds alone where it says so; those in figures are of each arm for itself: "
+    "whether two arms differ, the claims say."
 )
 Verdict = Literal["holds", "does not hold", "undecided"]
 Claimed = Literal["above", "below", "not below", "not above", "near", "apart from"]

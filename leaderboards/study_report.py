@@ -90,8 +90,6 @@ def _lines(study: Claims, path: Path) -> Iterator[str]:
             yield "|---|---|---|---|---|"
             yield from map(_row, chosen)
     yield from ("", READING, "")
-    yield "An interval covers seeds of training and prompts, or seeds alone where it says so; those in figures are of"
-    yield "each arm for itself: whether two arms differ, the claims say."
     yield '"Seen from" is about the smallest difference that four of five such studies would find.'
     for figure in study.figures:
         yield from ("", f"![{figure.title}]({path.stem}/{figure.id}.svg)")

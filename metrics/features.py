@@ -95,9 +95,10 @@ class FeatureRunner:
         found = {weights: None for inner in encoder.inputs for weights in self.weights(inner)}
         return list(found | ({encoder.weights: None} if encoder.weights else {}))
 
-    def missing(self, key: str) -> str | None:
-        """Return why the weights behind a key cannot be used and what mends it, or None where they can be."""
-        return next((reason for weights in self.weights(key) if (reason := weights.missing())), None)
+    def missing(self, *keys: str) -> str | None:
+        """Return why the weights behind keys cannot be used and what mends it, or None where they can be."""
+        of_all = (weights for key in keys for weights in self.weights(key))
+        return next((reason for weights in of_all if (reason := weights.missing())), None)
 
     def precision(self, key: str) -> str:
         """Return the number format of the passes behind a key, such as "float32"."""

@@ -49,8 +49,7 @@ class Scorer:
 
     def missing(self, identity: str) -> str | None:
         """Return why a metric cannot be computed here and what mends it, or None where it can be."""
-        reasons = (self._runner.missing(key) for key in self.metrics[identity].features)
-        return next((reason for reason in reasons if reason), None)
+        return self._runner.missing(*self.metrics[identity].features)
 
     def weights(self, identity: str) -> list[Weights]:
         """Return the distinct weights behind a metric."""
@@ -151,8 +150,7 @@ class LoadedMetric:
 
     def check(self, prompts: Sequence[Prompt]) -> None:
         """Raise UserError where weights are not here, or pictures of some prompts cannot be judged: before any is."""
-        reasons = (self._runner.missing(key) for key in self.metric.features)
-        if reason := next(filter(None, reasons), None):
+        if reason := self._runner.missing(*self.metric.features):
             raise UserError(f"{self.card.id}: {reason}")
         if unfit := unfit_prompts(self.metric, prompts):
             raise UserError(f"{self.card.id}: {unfit}")

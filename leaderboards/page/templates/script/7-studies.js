@@ -49,7 +49,7 @@ fewstep.views.claims = {
           return chosen.length ? [h("h3", {}, title), h("div", { class: "cards wide" }, chosen.map(claimOf))] : null;
         }),
         wanted || !study.figures.length ? null : [h("h3", {}, "Figures"), h("div", { class: "cards wide" }, study.figures.map((figure) => h("article", { class: "card" }, figureOf(figure))))]]),
-      h("p", { class: "quiet" }, `${reading} An interval covers seeds of training and prompts unless it says otherwise; those in figures are of each arm for itself: whether two arms differ, the claims say.`),
+      h("p", { class: "quiet" }, reading),
     ];
   },
 };
