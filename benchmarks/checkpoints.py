@@ -139,6 +139,8 @@ def read_json(path: Path) -> dict[str, Any]:
         table = json.loads(path.read_text(encoding="utf-8"))
     except FileNotFoundError as error:
         raise UserError(f"{path}: missing; {_AGAIN}") from error
+    except OSError as error:  # the folder is a file, say
+        raise UserError(f"{path}: cannot be read ({error.strerror})") from error
     except (ValueError, RecursionError) as error:
         raise UserError(f"{path}: not valid JSON ({error}); {_AGAIN}") from error
     if not isinstance(table, dict):

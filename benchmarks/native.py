@@ -245,6 +245,22 @@ def patch_size(files: PipelineFiles) -> int:
     return size if isinstance(size, int) else 1
 
 
+def wrong_size(files: PipelineFiles, protocol: Protocol) -> str:
+    """Return why a model does not draw pictures of a protocol's size, "" where it does: by its patches, its
+    positions, or because it knows one size alone."""
+    config, own = checkpoints.read_json(files.denoiser / "config.json"), _native_side(files)
+    unit, asked = pixels_per_latent(files) * patch_size(files), (protocol.width, protocol.height)
+    told = f"does not draw {asked[0]}x{asked[1]} pictures"
+    if files.class_name == "DiTPipeline" and set(asked) != {own}:
+        return f"{told}: it knows {own}x{own} alone"
+    if any(side % unit for side in asked):
+        return f"{told}: sides must be multiples of {unit}"
+    most = config.get("pos_embed_max_size")  # SD3's positions: so many tokens a side
+    if isinstance(most, int) and max(asked) > most * unit:
+        return f"{told}: its positions end at {most * unit} pixels a side"
+    return ""
+
+
 def _native_side(files: PipelineFiles) -> int:
     """Return the pixels of a side that the denoiser was made for; 1024 where its config does not tell."""
     sample_size = checkpoints.read_json(files.denoiser / "config.json").get("sample_size")

@@ -11,6 +11,7 @@ from pathlib import Path
 
 from benchmarks.config import UserError, as_table, build
 from benchmarks.models import Model, Pipeline
+from benchmarks.native import wrong_size
 from benchmarks.prompts import PromptSet
 from benchmarks.protocol import Dtype, Protocol
 from benchmarks.sets import MissingPrompts, read_set
@@ -180,6 +181,8 @@ def _wrong_model(spec: TaskSpec, model: Model, protocol: Protocol | None) -> str
         width, height = _size_of_pictures(model, model.protocol)
         if min(width, height) < spec.min_side:
             return f"for models that draw at least {spec.min_side} pixels a side; this one draws {width}x{height}"
+    if isinstance(model, Pipeline) and protocol and (why := wrong_size(model.files, protocol)):
+        return f"this model {why}"
     return ""
 
 

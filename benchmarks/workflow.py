@@ -99,9 +99,7 @@ def work(prepared: Prepared) -> Summarised | None:
     Raises UserError where no task can run, or for what a stage cannot do; what is done stays done."""
     plan, settings, model = prepared.plan, prepared.settings, prepared.model
     refuse_missing(prepared)
-    if not plan.running:
-        reasons = "; ".join(f"{task.spec.name}: {task.reason}" for task in plan.tasks)
-        raise UserError(f"no task of suite {plan.suite!r} can run: {reasons}")
+    _refuse_idle(plan)
     identity = {"name": model.name, "weights_digest": model.digest}
     run = Run.open(
         prepared.out,
@@ -132,16 +130,33 @@ def work(prepared: Prepared) -> Summarised | None:
     return Summarised(result, summarised.evidence, summarised.gallery)
 
 
+def check(model: Model, suite: str) -> None:
+    """Raise UserError where a suite could not be run whole on a model like this one: weights are not here, or no task
+    is for such models."""
+    plan = make_plan(read_suite(suite), model, Overrides())
+    if plan.missing:
+        raise UserError(_lacking(plan))
+    _refuse_idle(plan)
+
+
 def refuse_missing(prepared: Prepared) -> None:
     """Raise UserError where weights are missing and nobody said to go on without them: before anything is drawn."""
-    missing = prepared.plan.missing
-    if missing and not prepared.settings.skip_missing:
-        scorer = Scorer(missing)
-        absent = (weights for metric in missing for weights in scorer.weights(metric) if weights.missing())
-        mend = "; ".join(dict.fromkeys(what_to_do(weights) for weights in absent))
-        raise UserError(
-            f"no weights for {', '.join(missing)}; {mend}; or pass --skip-missing to run the rest; nothing was drawn"
-        )
+    if prepared.plan.missing and not prepared.settings.skip_missing:
+        raise UserError(f"{_lacking(prepared.plan)}; or pass --skip-missing to run the rest; nothing was drawn")
+
+
+def _lacking(plan: Plan) -> str:
+    """Return which metrics lack weights and what mends it."""
+    scorer = Scorer(plan.missing)
+    absent = (weights for metric in plan.missing for weights in scorer.weights(metric) if weights.missing())
+    mend = "; ".join(dict.fromkeys(what_to_do(weights) for weights in absent))
+    return f"no weights for {', '.join(plan.missing)}; {mend}"
+
+
+def _refuse_idle(plan: Plan) -> None:
+    if not plan.running:
+        reasons = "; ".join(f"{task.spec.name}: {task.reason}" for task in plan.tasks)
+        raise UserError(f"no task of suite {plan.suite!r} can run: {reasons}")
 
 
 def evaluate(model: str | Path, suite: str = "micro", settings: Settings | None = None, **changes: Any) -> Result:

@@ -3,6 +3,7 @@
 import json
 import multiprocessing
 import random
+import re
 import time
 from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
@@ -12,11 +13,12 @@ import pytest
 from filelock import FileLock
 
 from benchmarks.cost import SINGLE, SINGLES
+from benchmarks.models import open_model
 from benchmarks.overlap import write_fingerprints
 from benchmarks.plan import Overrides
 from benchmarks.screen import show_result
 from benchmarks.store import JOURNAL, RESULT, Run
-from benchmarks.workflow import Settings, evaluate, prepare, work
+from benchmarks.workflow import Settings, check, evaluate, prepare, work
 from leaderboards import evidence
 from leaderboards.schema import Result, read_result
 from leaderboards.store import read_entry
@@ -333,6 +335,29 @@ def test_a_suite_that_cannot_run_at_all_is_an_error(pristine_pipeline: Path, sui
     with pytest.raises(UserError, match="for models that draw 64x64 pictures; this one draws 16x16"):
         evaluate(pristine_pipeline, rewrite(suite, "16x16", "64x64"), settings())
     assert not settings().out.exists()
+
+
+def test_whether_a_suite_could_run_is_known_without_drawing(pristine_pipeline: Path, suite: Path) -> None:
+    model = open_model(pristine_pipeline)
+    check(model, str(suite))
+    with pytest.raises(UserError, match="for models that draw 64x64 pictures; this one draws 16x16"):
+        check(model, rewrite(suite, "16x16", "64x64"))
+    rewrite(suite, "64x64", "16x16")
+    lacking = rewrite(suite, '"toy_redness"', '"toy_redness", "toy_gone"')
+    with pytest.raises(UserError, match=r"^no weights for toy_gone; .*make.them"):
+        check(model, lacking)
+
+
+def test_pictures_of_a_size_that_the_model_does_not_draw_are_skipped_with_the_reason(
+    pristine_pipeline: Path, suite: Path, settings: Make
+) -> None:
+    for side in (17, 4096):
+        odd = f'[[tasks]]\nname = "odd-{side}"\nprompts = "prompts.jsonl"\nmetrics = ["toy_redness"]\n'
+        suite.write_text(suite.read_text() + odd + f"protocol = {{ width = {side}, height = {side} }}\n")
+    result = evaluate(pristine_pipeline, str(suite), settings())
+    assert [task.status for task in result.tasks] == ["ok", "skipped", "skipped"]
+    assert re.search(r"^this model does not draw 17x17 pictures: sides must be multiples of", result.tasks[1].reason)
+    assert re.search(r"4096x4096 pictures: its positions end at \d+ pixels a side", result.tasks[2].reason)
 
 
 def test_tasks_of_equal_prompts_and_protocol_share_images(
