@@ -12,7 +12,8 @@ Validation is pydantic's (strict: "3" is no number, 3 is a fine float, nan and i
 
 import json
 import tomllib
-from collections.abc import Iterable, Mapping
+from collections.abc import Iterable, Iterator, Mapping
+from contextlib import contextmanager
 from dataclasses import fields, is_dataclass
 from pathlib import Path
 from typing import Any, TypeVar, cast, dataclass_transform, get_args
@@ -23,7 +24,7 @@ from pydantic.dataclasses import dataclass as pydantic_dataclass
 from metrics.base import UserError, nearest
 
 T = TypeVar("T")
-__all__ = ["UserError", "as_table", "build", "config", "nearest", "overridden", "parse_toml", "read_toml"]
+__all__ = ["UserError", "as_table", "build", "config", "located", "nearest", "overridden", "parse_toml", "read_toml"]
 
 
 @dataclass_transform(frozen_default=True, kw_only_default=True)
@@ -76,6 +77,15 @@ def as_table(settings: Any) -> dict[str, Any]:
     return TypeAdapter(type(settings)).dump_python(settings, mode="json")
 
 
+@contextmanager
+def located(where: str) -> Iterator[None]:
+    """Open every UserError of what runs within by where its cause stands, such as "dmd.toml: rewards"."""
+    try:
+        yield
+    except UserError as error:
+        raise UserError(f"{where}: {error}") from error
+
+
 def _toml_value(text: str) -> Any:
     try:
         return tomllib.loads(f"value = {text}")["value"]
@@ -84,11 +94,19 @@ def _toml_value(text: str) -> Any:
 
 
 def _assign(table: dict[str, Any], keys: list[str], value: Any, override: str) -> None:
-    for key in keys[:-1]:
-        table = table.setdefault(key, {})
-        if not isinstance(table, dict):
-            raise UserError(f"--set {override}: {key!r} is a value, not a table")
-    table[keys[-1]] = value
+    place: Any = table
+    for number, key in enumerate(keys):
+        at: str | int = key
+        if isinstance(place, list):  # an array of tables: --set rewards.0.weight=2
+            if not (key.isdecimal() and int(key) < len(place)):
+                raise UserError(f"--set {override}: {'.'.join(keys[:number])} has entries 0 to {len(place) - 1}")
+            at = int(key)
+        elif not isinstance(place, dict):
+            raise UserError(f"--set {override}: {keys[number - 1]!r} is a value, not a table")
+        if number == len(keys) - 1:
+            place[at] = value
+        else:
+            place = place.setdefault(at, {}) if isinstance(place, dict) else place[at]
 
 
 def _explain(cls: type, detail: Any, where: str) -> str:

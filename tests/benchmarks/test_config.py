@@ -2,7 +2,7 @@ from pathlib import Path
 
 import pytest
 
-from benchmarks.config import UserError, as_table, build, config, read_toml
+from benchmarks.config import UserError, as_table, build, config, overridden, read_toml
 
 
 @config
@@ -48,6 +48,24 @@ def test_a_file_that_is_no_config_is_refused_by_key(text: str, message: str, tmp
 def test_a_config_survives_the_way_through_its_table() -> None:
     settings = Outer(steps=4, limit=2.0, inner=Inner(eta=0.5), sizes=(1, 2))
     assert build(Outer, as_table(settings), "there") == settings
+
+
+def test_an_override_reaches_into_tables_and_arrays() -> None:
+    table = {"rewards": [{"id": "a"}, {"id": "b", "weight": 1.0}], "inner": {"eta": 0.5}}
+    changes = ["rewards.1.weight=2.5", "rewards.0.scale=3", "inner.eta=0.1", "new.key=word"]
+    assert overridden(table, changes) == {
+        "rewards": [{"id": "a", "scale": 3}, {"id": "b", "weight": 2.5}],
+        "inner": {"eta": 0.1},
+        "new": {"key": "word"},
+    }
+    for override, message in (
+        ("rewards.2.weight=1", "--set rewards.2.weight=1: rewards has entries 0 to 1"),
+        ("rewards.first=1", "--set rewards.first=1: rewards has entries 0 to 1"),
+        ("inner.eta.low=1", "--set inner.eta.low=1: 'eta' is a value, not a table"),
+        ("inner", "--set inner: expected key=value"),
+    ):
+        with pytest.raises(UserError, match=message):
+            overridden(table, [override])
 
 
 @pytest.mark.parametrize("override", ["inner.eta=nan", "inner.eta=-inf"])
