@@ -10,9 +10,11 @@ state_dict / load_state_dict      resume is bit-exact
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
 from functools import partial
-from typing import Any, Literal, Protocol, TypeVar
+from typing import Annotated, Any, Literal, Protocol, TypeVar
 
 import torch
+from annotated_types import Ge
+from pydantic import ValidationError
 from torch import Tensor, nn
 
 from benchmarks.config import config
@@ -28,24 +30,23 @@ from trainers.rewards import RewardBank
 Logs = dict[str, float]
 
 
+# The teacher's guidance scale; 1 = off. Below it samplers do not guide, so a smaller one would be a silent 1.
+Guidance = Annotated[float, Ge(1)]
+
+
 @config
-class SamplerConfig:
-    """The student's sampler, in training rollouts, canary and benchmark alike; it runs unguided."""
+class SdeSamplerConfig:
+    """A sampler of rollouts, SDEs included; see `SamplerConfig`."""
 
     sampler: Literal["cps", "euler", "renoise", "flow_sde"] = "cps"
     eta: float = 0.9  # η of CPS: 0 = Euler ODE, 1 = consistency re-noising; of Flow-SDE: its noise level
     num_inference_steps: int = 4  # K
     sigmas: tuple[float, ...] = ()  # t_0 > ... > t_{K-1}; () = K even steps from 1, shifted once
-    shift: float = 1.0
+    shift: float = 1.0  # of the even steps
 
-    @property
-    def cps_eta(self) -> float:
-        """The sampler as a member of the CPS family: Euler is η = 0, re-noising η = 1.
-
-        Raises UserError where it is none."""
-        if self.sampler == "flow_sde":
-            raise UserError('trainer.sampler.sampler = "flow_sde" is for grpo: set cps, euler or renoise')
-        return {"euler": 0.0, "renoise": 1.0}.get(self.sampler, self.eta)
+    def __post_init__(self) -> None:
+        if self.sigmas and self.shift != 1:
+            raise ValueError("shift is of even steps, explicit sigmas are taken as they are: leave one of them out")
 
     def protocol(self, base: SamplingProtocol) -> SamplingProtocol:
         """Return the base model's protocol with this sampler. Raises UserError where the fields contradict."""
@@ -59,8 +60,21 @@ class SamplerConfig:
                 shift=self.shift,
                 guidance_scale=1.0,
             )
-        except ValueError as error:
-            raise UserError(f"trainer.sampler: {_reason(error)}") from error
+        except ValidationError as error:
+            reasons = (detail["msg"].removeprefix("Value error, ") for detail in error.errors())
+            raise UserError(f"trainer.sampler: {'; '.join(reasons)}") from error
+
+
+@config
+class SamplerConfig(SdeSamplerConfig):
+    """The student's sampler, in training rollouts, canary and benchmark alike; it runs unguided."""
+
+    sampler: Literal["cps", "euler", "renoise"] = "cps"
+
+    @property
+    def cps_eta(self) -> float:
+        """The sampler as a member of the CPS family: Euler is η = 0, re-noising η = 1."""
+        return {"euler": 0.0, "renoise": 1.0}.get(self.sampler, self.eta)
 
 
 @dataclass(frozen=True)
@@ -318,12 +332,6 @@ def available() -> dict[str, type[Trainer]]:
     return _TRAINERS.available()
 
 
-def find(name: str) -> type[Trainer]:
-    """Return a trainer class by name. Raises UserError naming the nearest known one."""
-    return _TRAINERS.find(name)
-
-
-def _reason(error: ValueError) -> str:
-    """Return the first line of a pydantic error that says what is wrong."""
-    lines = [line.strip() for line in str(error).splitlines()]
-    return next((line.removeprefix("Value error, ") for line in lines if line.startswith("Value error")), lines[0])
+def find(name: str, where: str = "") -> type[Trainer]:
+    """Return a trainer class by name. Raises UserError, opened by `where`, naming the nearest known one."""
+    return _TRAINERS.find(name, where)

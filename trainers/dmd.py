@@ -18,7 +18,7 @@ from benchmarks.config import config
 from benchmarks.protocol import Protocol
 from metrics.base import Prompt
 from trainers.backbones.base import Backbone
-from trainers.base import DistillationTrainer, Logs, Networks, SamplerConfig, World, register
+from trainers.base import DistillationTrainer, Guidance, Logs, Networks, SamplerConfig, World, register
 from trainers.draws import Draws
 from trainers.flow import RenoiseLaw, Velocity, interpolate, x0_from_v
 from trainers.learner import EmaConfig, Learner, OptimiserConfig
@@ -137,7 +137,7 @@ class DmdConfig:
     """Settings of the baseline."""
 
     sampler: SamplerConfig = SamplerConfig()
-    guidance_scale: float = 5.0  # of the teacher; 1 = off
+    guidance_scale: Guidance = 5.0  # of the teacher; 1 = off
     batch_size: int = 32  # prompts per iteration and process
     fake_score_updates: int = 2  # R, per student update
     share_rollout: bool = False  # the fake score trains on the student step's own samples where there are any

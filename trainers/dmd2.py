@@ -22,7 +22,7 @@ from torch import Tensor
 from benchmarks.config import config
 from metrics.base import Prompt
 from trainers.backbones.base import Backbone
-from trainers.base import Networks, SamplerConfig, World, register
+from trainers.base import Guidance, Networks, SamplerConfig, World, register
 from trainers.discriminator import Discriminator, GanConfig, discriminator_loss, generator_loss
 from trainers.dmd import Dmd, DmdConfig
 from trainers.flow import RenoiseLaw
@@ -36,7 +36,7 @@ class Dmd2Config(DmdConfig):
     """Settings of DMD2, with those of DMD."""
 
     sampler: SamplerConfig = SamplerConfig(sampler="renoise")
-    guidance_scale: float = 8.0  # of the teacher; 1 = off
+    guidance_scale: Guidance = 8.0  # of the teacher; 1 = off
     batch_size: int = 2
     fake_score_updates: int = 5  # R, of the fake score and D, per student update
     fake_score_renoise: RenoiseLaw = RenoiseLaw(low=0.0, high=1.0)

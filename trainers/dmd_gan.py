@@ -8,7 +8,7 @@ arXiv:2405.14867. The paper's row uses pictures; here that is `pictures`, and th
 """
 
 from benchmarks.config import config
-from trainers.base import SamplerConfig, register
+from trainers.base import Guidance, SamplerConfig, register
 from trainers.dmd import Normaliser, X0Source
 from trainers.dmd2 import Dmd2, Dmd2Config
 from trainers.dp_dmd import ONE_LEVEL
@@ -21,7 +21,7 @@ class DmdGanConfig(Dmd2Config):
     """Settings of DMD-GAN: DMD2's with DP-DMD's values."""
 
     sampler: SamplerConfig = SamplerConfig(sampler="euler", shift=3.0)
-    guidance_scale: float = 3.5
+    guidance_scale: Guidance = 3.5
     batch_size: int = 4
     x0_source: X0Source = "full_rollout"
     normaliser: Normaliser = "xt_teacher"

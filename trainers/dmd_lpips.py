@@ -20,7 +20,7 @@ from torch import Tensor
 from benchmarks.config import config
 from metrics.base import Prompt
 from trainers.backbones.base import Backbone
-from trainers.base import Networks, SamplerConfig, World, register
+from trainers.base import Guidance, Networks, SamplerConfig, World, register
 from trainers.dmd import Dmd, DmdConfig, Normaliser, X0Source
 from trainers.dp_dmd import ONE_LEVEL
 from trainers.flow import RenoiseLaw
@@ -49,7 +49,7 @@ class DmdLpipsConfig(DmdConfig):
     """Settings of DMD-LPIPS: DMD's with DP-DMD's values, and the regression."""
 
     sampler: SamplerConfig = SamplerConfig(sampler="euler", shift=3.0)
-    guidance_scale: float = 3.5  # of the teacher; 1 = off
+    guidance_scale: Guidance = 3.5  # of the teacher; 1 = off
     batch_size: int = 4
     fake_score_updates: int = 5
     x0_source: X0Source = "full_rollout"

@@ -29,7 +29,7 @@ from torch import Tensor
 from benchmarks.config import config
 from metrics.base import Prompt, UserError
 from trainers.backbones.base import Backbone
-from trainers.base import Logs, Roles, RolesTrainer, SamplerConfig, World, register
+from trainers.base import Guidance, Logs, Roles, RolesTrainer, SamplerConfig, World, register
 from trainers.dmd import Normaliser, Prediction, descend, fake_score_loss, student_loss
 from trainers.dpo import DpoTerm, follow, online_dpo_loss
 from trainers.dynamic import DynaDgConfig, DynaRsConfig
@@ -51,7 +51,7 @@ class DmdrConfig:
     phase: Literal["dmd", "rt_dm", "joint", "rl_only"] = "dmd"
     sampler: SamplerConfig = SamplerConfig(sampler="euler")
     simulation: Simulation = "final"  # what the student's input is made of; predictions for stochastic samplers
-    guidance_scale: float = 7.0  # w of the teacher; 1 = off
+    guidance_scale: Guidance = 7.0  # w of the teacher; 1 = off
     guidance_jitter: float = 0.5  # it is drawn from w +- jitter, where guidance is on
     batch_size: int = 8  # prompts per iteration and process
     fake_score_updates: int = 5  # R, per student update
@@ -232,6 +232,7 @@ class Dmdr(RolesTrainer):
                 'backbone.training = "full" has no adapter to scale: use "lora", or set trainer.dynadg.kind = "off" '
                 "and trainer.fake_scale = 1"
             )
+        c.dp_first_step.check(self._protocol)
         if self.trains_on_rewards(c) and not rewards.ids:
             raise UserError(f'trainer.phase = "{c.phase}" needs a reward: add a [[rewards]] table')
         if c.reinforced and c.rl == "refl":

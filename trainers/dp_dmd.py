@@ -22,7 +22,7 @@ from torch import Tensor
 from benchmarks.config import config
 from metrics.base import Prompt
 from trainers.backbones.base import Backbone
-from trainers.base import DistillationTrainer, Logs, Networks, SamplerConfig, World, register
+from trainers.base import DistillationTrainer, Guidance, Logs, Networks, SamplerConfig, World, register
 from trainers.dmd import Normaliser, Prediction, descend, fake_score_loss, student_loss
 from trainers.first_step import FirstStepConfig, first_step_loss
 from trainers.flow import RenoiseLaw
@@ -40,7 +40,7 @@ class DpDmdConfig:
 
     sampler: SamplerConfig = SamplerConfig(sampler="euler", shift=3.0)
     student_schedule: Schedule = "diffusers_n"  # of the student's levels; explicit_shift: those of `sampler`
-    guidance_scale: float = 3.5  # of the teacher, at its anchor and in L_dmd; 1 = off
+    guidance_scale: Guidance = 3.5  # of the teacher, at its anchor and in L_dmd; 1 = off
     batch_size: int = 4  # prompts per iteration and process
     fake_score_updates: int = 5  # R, before each update of the student
     first_step: FirstStepConfig = FirstStepConfig(weight=0.05, shift=3.0)  # λ, K_a
@@ -68,6 +68,7 @@ class DpDmd(DistillationTrainer):
 
     def __init__(self, config: DpDmdConfig, backbone: Backbone, rewards: RewardBank, world: World) -> None:
         super().__init__(config, backbone, world, laid_out(config.sampler, config.student_schedule))
+        config.first_step.check(self._protocol)
         self.config = config
 
     def step(self, prompts: Sequence[Prompt], iteration: int) -> Logs:

@@ -22,7 +22,7 @@ from typing import Literal
 import torch
 from torch import Tensor
 
-from benchmarks.config import config
+from benchmarks.config import UserError, config
 from benchmarks.protocol import Protocol
 from benchmarks.samplers import euler, sigma_grid
 from trainers.base import Networks
@@ -48,6 +48,8 @@ class FirstStepConfig:
             raise ValueError("weight must be at least 0, scale and shift above 0")
         if self.sigmas and len(self.sigmas) != self.k_anchor:
             raise ValueError("sigmas must hold k_anchor values")
+        if any(not 0 <= after < level for level, after in pairwise((1.0, *self.sigmas))):
+            raise ValueError("sigmas must fall strictly within [0, 1)")
         if not 1 <= self.k_anchor <= self.teacher_steps:
             raise ValueError("k_anchor must lie in 1 .. teacher_steps")
         if self.form == "x0" and self.k_anchor == self.teacher_steps:
@@ -57,6 +59,12 @@ class FirstStepConfig:
         """Return the K_a + 1 levels of the way from t_0 to the anchor."""
         laid = self.sigmas or (*step_levels(self.schedule, self.teacher_steps, self.shift)[1:], 0.0)
         return [t_0, *laid[: self.k_anchor]]
+
+    def check(self, protocol: Protocol) -> None:
+        """Raise UserError where the teacher would have to step upwards from the level that the student starts at."""
+        t_0, first = self.levels(sigma_grid(protocol)[0])[:2]
+        if self.weight and first >= t_0:
+            raise UserError(f"first_step: the teacher's first step ends at {first:g}, the student starts at {t_0:g}")
 
 
 def teacher_anchor(teacher: Velocity, z: Tensor, levels: Sequence[float]) -> Tensor:

@@ -28,7 +28,7 @@ from benchmarks.samplers import transition
 from metrics.base import Prompt, UserError
 from trainers import subgrpo
 from trainers.backbones.base import Backbone
-from trainers.base import Logs, Roles, RolesTrainer, SamplerConfig, World, register
+from trainers.base import Guidance, Logs, Roles, RolesTrainer, SamplerConfig, SdeSamplerConfig, World, register
 from trainers.flow import Velocity
 from trainers.group_rollout import GroupRollout, gathered_advantages, roll_out_groups
 from trainers.learner import EmaConfig, OptimiserConfig
@@ -152,17 +152,17 @@ def kl_to_reference(step: Step, reference: Velocity, protocol: Protocol, divisor
 class GrpoConfig:
     """Settings of training by relative rewards alone."""
 
-    sampler: SamplerConfig = SamplerConfig(sampler="renoise")
+    sampler: SdeSamplerConfig = SdeSamplerConfig(sampler="renoise")
     inference: SamplerConfig | None = None  # how the student is benchmarked, where not as it is trained
-    student_guidance: float = 1.0  # of the student, in rollout, training and use; 1 = off
+    student_guidance: Guidance = 1.0  # of the student, in rollout, training and use; 1 = off
     updates: int = 1  # optimiser steps per epoch; from the second on bfloat16 rounds rho by more than the clip range
     grpo: GrpoTerm = GrpoTerm(kl_weight=0.04)
     student: OptimiserConfig = OptimiserConfig(lr=3e-4, weight_decay=1e-4)
     ema: EmaConfig = EmaConfig(decay=0.9, every=8, warmup=True)
 
     def __post_init__(self) -> None:
-        if self.updates < 1 or self.student_guidance < 0:
-            raise ValueError("updates must be at least 1 and student_guidance 0")
+        if self.updates < 1:
+            raise ValueError("updates must be at least 1")
 
 
 @register("grpo")

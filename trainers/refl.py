@@ -122,6 +122,8 @@ def check_refl(c: ReflTerm, rewards: RewardBank) -> None:
     """Raise UserError where the term's settings and the rewards contradict each other."""
     if not rewards.differentiable:
         raise UserError("trainer.refl needs a differentiable reward: add a [[rewards]] table, or train by grpo")
+    if flat := [name for name in rewards.ids if name not in rewards.differentiable]:
+        raise UserError(f"trainer.refl: no gradient reaches reward {', '.join(flat)}: leave it out, or train by grpo")
     for name in c.srpo.rewards:
         if name not in rewards.differentiable:
             raise UserError(f"trainer.refl.srpo.rewards: {name!r} is not among the differentiable rewards")

@@ -30,7 +30,7 @@ from metrics.base import Prompt
 from trainers import ac_dmd, subgrpo
 from trainers.ac_dmd import AcDmdConfig
 from trainers.backbones.base import Backbone
-from trainers.base import Logs, Networks, Roles, RolesTrainer, SamplerConfig, World, register
+from trainers.base import Guidance, Logs, Networks, Roles, RolesTrainer, SamplerConfig, World, register
 from trainers.draws import Noise
 from trainers.first_step import FirstStepConfig, first_step_loss
 from trainers.group_rollout import gathered_advantages
@@ -60,7 +60,7 @@ class RtdmdConfig:
 
     phase: Literal["cold_start", "reinforce"] = "cold_start"
     sampler: SamplerConfig = SamplerConfig()
-    guidance_scale: float = 5.0  # of the teacher; 1 = off
+    guidance_scale: Guidance = 5.0  # of the teacher; 1 = off
     ac_dmd: AcDmdConfig = AcDmdConfig()
     cold_start: ColdStartConfig = ColdStartConfig()
     reinforce: ReinforceConfig = ReinforceConfig()
@@ -85,6 +85,7 @@ class Rtdmd(RolesTrainer):
         self.config, self.backbone, self.rewards, self.world = config, backbone, rewards, world
         self.roles = Roles(backbone, config.student, config.fake_score, config.ema, world)
         self._protocol = config.sampler.protocol(backbone.protocol())
+        config.dp_first_step.check(self._protocol)
         self._levels = sigma_grid(self._protocol)
         self._last = len(self._levels) - 1  # K
         if config.phase == "reinforce":

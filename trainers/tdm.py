@@ -31,7 +31,7 @@ from benchmarks.config import config
 from benchmarks.samplers import euler, sigma_grid
 from metrics.base import Prompt, UserError
 from trainers.backbones.base import Backbone
-from trainers.base import DistillationTrainer, Logs, Networks, SamplerConfig, World, register
+from trainers.base import DistillationTrainer, Guidance, Logs, Networks, SamplerConfig, World, register
 from trainers.dmd import descend, dmd_gradient, magnitude
 from trainers.draws import Draws
 from trainers.flow import Velocity, eps_from_v, subinterval, x0_from_v
@@ -45,7 +45,7 @@ class TdmConfig:
     """Settings of TDM."""
 
     sampler: SamplerConfig = SamplerConfig(sampler="euler")
-    guidance_scale: float = 4.5  # of the teacher; 1 = off
+    guidance_scale: Guidance = 4.5  # of the teacher; 1 = off
     batch_size: int = 16  # prompts per iteration and process
     separate: bool = True  # t ends below the step's own start t_i; else at `high` for every step
     random_end: bool = False  # t_m anywhere within the step

@@ -135,6 +135,8 @@ def test_x0_form_over_its_scale_is_a_mean_square_of_eps() -> None:
         ({"k_anchor": 0}, "k_anchor"),
         ({"weight": -0.1}, "weight must be at least 0"),
         ({"sigmas": [1.0, 0.5]}, "sigmas must hold k_anchor values"),
+        ({"k_anchor": 2, "sigmas": [0.5, 0.7]}, r"sigmas must fall strictly within \[0, 1\)"),
+        ({"k_anchor": 1, "sigmas": [1.0]}, "sigmas must fall strictly"),
         ({"form": "x0", "k_anchor": 30}, "k_anchor must be below teacher_steps"),
         ({"k_ancor": 3}, "unknown key 'k_ancor'; did you mean 'k_anchor'"),
     ],
@@ -142,3 +144,11 @@ def test_x0_form_over_its_scale_is_a_mean_square_of_eps() -> None:
 def test_contradictory_settings_are_named(table: dict[str, object], message: str) -> None:
     with pytest.raises(UserError, match=message):
         build(FirstStepConfig, table, "x.toml")
+
+
+def test_a_teacher_that_would_have_to_step_upwards_is_refused() -> None:
+    protocol = Protocol(sampler="euler", num_inference_steps=2, sigmas=(0.9, 0.5))
+    FirstStepConfig(weight=0.1, k_anchor=1, sigmas=(0.8,)).check(protocol)
+    FirstStepConfig(weight=0.0, k_anchor=1, sigmas=(0.9,)).check(protocol)
+    with pytest.raises(UserError, match=r"the teacher's first step ends at 0.9, the student starts at 0.9"):
+        FirstStepConfig(weight=0.1, k_anchor=1, sigmas=(0.9,)).check(protocol)

@@ -8,16 +8,20 @@ import pytest
 import torch
 from torch import Tensor
 
-from benchmarks.config import UserError
+from benchmarks.config import UserError, build
 from benchmarks.protocol import Protocol
 from benchmarks.samplers import Transition, flow_sde
 from metrics.base import Prompt
 from tests.trainers.closed_form import FirstCoordinate, PointBackbone
 from trainers import subgrpo
-from trainers.base import SamplerConfig, World
+from trainers.base import SamplerConfig, SdeSamplerConfig, World
+from trainers.dmd import DmdConfig
+from trainers.dmdr import DmdrConfig
+from trainers.dpo import DpoConfig
 from trainers.group_rollout import gathered_advantages
 from trainers.grpo import Grpo, GrpoConfig, GrpoEpoch, GrpoTerm, ask_again, kl_to_reference
 from trainers.learner import EmaConfig, OptimiserConfig
+from trainers.refl import ReflConfig
 from trainers.rewards import RewardBank, RewardConfig
 from trainers.rollout import Step
 
@@ -188,7 +192,7 @@ def test_a_verdict_climbs_and_the_kl_holds_it_back() -> None:
 def test_a_guided_student_is_guided_everywhere_and_may_be_used_otherwise_than_trained() -> None:
     backbone, one = trainer(
         student_guidance=4.5,
-        sampler=SamplerConfig(sampler="flow_sde", eta=0.7, num_inference_steps=3),
+        sampler=SdeSamplerConfig(sampler="flow_sde", eta=0.7, num_inference_steps=3),
         inference=SamplerConfig(sampler="euler", num_inference_steps=8),
     )
     scales: list[float] = []
@@ -208,7 +212,7 @@ def test_a_guided_student_is_guided_everywhere_and_may_be_used_otherwise_than_tr
     ("settings", "message"),
     [
         ({"sampler": SamplerConfig(sampler="euler")}, "stochastic sampler"),
-        ({"sampler": SamplerConfig(sampler="flow_sde", eta=0.0)}, "stochastic sampler"),
+        ({"sampler": SdeSamplerConfig(sampler="flow_sde", eta=0.0)}, "stochastic sampler"),
         ({"sampler": SamplerConfig(sampler="renoise", num_inference_steps=1)}, "num_inference_steps to 2"),
     ],
 )
@@ -217,6 +221,9 @@ def test_samplers_that_leave_nothing_to_train_are_refused_by_name(settings: dict
         trainer(**settings)
 
 
-def test_flow_sde_is_no_member_of_the_cps_family() -> None:
-    with pytest.raises(UserError, match=r'sampler = "flow_sde" is for grpo'):
-        _ = SamplerConfig(sampler="flow_sde").cps_eta
+def test_flow_sde_is_for_rollouts_of_grpo_alone() -> None:
+    table = {"sampler": {"sampler": "flow_sde", "eta": 0.7}}
+    assert build(GrpoConfig, table, "grpo.toml").sampler.sampler == "flow_sde"
+    for other in (DmdConfig, DpoConfig, ReflConfig, DmdrConfig):
+        with pytest.raises(UserError, match=r"sampler: Input should be 'cps', 'euler' or 'renoise', not 'fl"):
+            build(other, table, "other.toml")

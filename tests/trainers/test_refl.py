@@ -140,5 +140,7 @@ def test_a_metric_of_which_less_is_better_is_negated() -> None:
 def test_rewards_without_gradient_are_refused_by_name() -> None:
     with pytest.raises(UserError, match=r"trainer.refl needs a differentiable reward"):
         trainer(reward_bank(redness=False, judge=True))
+    with pytest.raises(UserError, match=r"no gradient reaches reward judge: leave it out, or train by grpo"):
+        trainer(reward_bank(judge=True))  # it would be called trained on, and was not
     with pytest.raises(UserError, match=r"srpo.rewards: 'hps' is not among"):
         trainer(refl=ReflTerm(srpo=SrpoConfig(rewards=("hps",))))
