@@ -52,6 +52,7 @@ class PaperConfig:
 
     paper: str  # tables are leaderboards/reported/<paper>-table<table>.json
     title: str
+    benchmark: str  # the suite that its students are put through
     presets: dict[str, PresetConfig]
 
 
@@ -84,7 +85,7 @@ def read_presets(folder: Path = FOLDER) -> dict[str, Preset]:
                 base = runs[preset.extends]
             else:
                 raise UserError(f"{path}: presets.{key}.extends: no such preset before it: {preset.extends!r}")
-            runs[key] = merge(base, preset.settings)
+            runs[key] = merge({"benchmark": paper.benchmark} | base, preset.settings)
             name = f"{paper.paper}-{key}"
             found[name] = Preset(name, paper.paper, paper.title, preset, runs[key])
     return found
@@ -127,7 +128,8 @@ def _lines(presets: Mapping[str, Preset]) -> Iterator[str]:
     yield ""
     yield "Written by `python -m trainers.presets`. Train one with `python -m trainers.run --preset NAME`; `--set`"
     yield 'changes single values, such as the path of the base model or of your prompts. "Ours" marks values that'
-    yield "neither paper nor authors' code states."
+    yield "neither paper nor authors' code states. At its end a student goes through the suite of its paper; which"
+    yield "weights of the suite are not here is told before anything is trained; `--no-benchmark` trains without it."
     title = ""
     for name, preset in presets.items():
         if preset.title != title:
@@ -139,7 +141,8 @@ def _lines(presets: Mapping[str, Preset]) -> Iterator[str]:
 
 def _place(row: RowRef) -> str:
     group = f"{row.group}: " if row.group else ""
-    return f"Table {row.table}, {group}{row.row}" + (f" (no. {row.nth})" if row.nth > 1 else "")
+    table = row.table.capitalize() if row.table.startswith("figure") else f"Table {row.table}"
+    return f"{table}, {group}{row.row}" + (f" (no. {row.nth})" if row.nth > 1 else "")
 
 
 def main() -> int:

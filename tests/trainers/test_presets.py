@@ -8,6 +8,7 @@ import pytest
 
 from benchmarks.config import UserError
 from benchmarks.samplers import shifted
+from benchmarks.suites import read_suite
 from benchmarks.vp import VpPath
 from metrics.base import available as metrics_available
 from tests.studies.presets import faults, shrunken_run, stand_ins
@@ -27,6 +28,7 @@ def test_every_preset_is_a_strict_config_of_known_parts(preset: Preset) -> None:
     run = preset.build()
     methods = {name: find(stage.trainer or preset.settings.method) for name, stage in run.stages.items()}
     stage_settings(run, {name: method.Config for name, method in methods.items()}, preset.name)
+    assert read_suite(run.benchmark).name == f"paper-{preset.paper.removesuffix('-v1').removesuffix('-v2')}"
     assert run.name == preset.name and run.backbone.kind in backbones_available()
     assert {reward.id for reward in run.rewards} <= metrics_available().keys()
     for row in preset.settings.rows:
@@ -116,7 +118,7 @@ def test_mistakes_are_one_clear_line(arguments: Arguments, message: str) -> None
 
 def test_a_preset_that_extends_nothing_is_named(tmp_path: Path) -> None:
     (tmp_path / "p.toml").write_text(
-        'paper = "p"\ntitle = "P"\n[presets.a]\nmethod = "dmd"\nextends = "b"\nrows = []\n'
+        'paper = "p"\ntitle = "P"\nbenchmark = "micro"\n[presets.a]\nmethod = "dmd"\nextends = "b"\nrows = []\n'
     )
     with pytest.raises(UserError, match=r"p.toml: presets.a.extends: no such preset before it: 'b'"):
         presets_module.read_presets(tmp_path)
