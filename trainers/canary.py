@@ -16,7 +16,7 @@ import torch
 from torch import Tensor
 
 from benchmarks.prompts import read_prompts
-from metrics.base import Batch, Prompt, UserError
+from metrics.base import Batch, Card, Prompt, UserError
 from metrics.images import as_pils
 from metrics.loaded import Scorer
 from trainers.base import Trainer
@@ -32,11 +32,20 @@ def has_fallen(values: Sequence[float], drop: float, patience: int) -> bool:
     return len(fallen) >= patience and all(fallen[-patience:])
 
 
+def unfit(card: Card, settings: CanaryConfig) -> str:
+    """Return why a canary has no values of a metric, "" where it has."""
+    if card.aggregate == "set":
+        return "a statistic of a whole set, and a canary has a value for each image; leave it to the benchmark"
+    if settings.images_per_prompt < card.min_images_per_prompt:
+        return f"needs canary.images_per_prompt = {card.min_images_per_prompt} or more"
+    return ""
+
+
 class Canary:
     """Prompts, metrics and noise of a run's canary."""
 
     def __init__(self, settings: CanaryConfig, rewards: Sequence[str], device: torch.device) -> None:
-        """Raises UserError where the prompt file or a metric is unknown, or a metric's weights are not here."""
+        """Raises UserError where the prompt file or a metric is unknown, or a metric has no values here."""
         self.settings = settings
         chosen = (
             read_prompts(Path(settings.prompts)).spread(settings.limit or None).prompts if settings.prompts else ()
@@ -46,8 +55,8 @@ class Canary:
         if self.prompts:
             self._scorer = Scorer(dict.fromkeys([*rewards, *settings.metrics]), device)
             for identity in self._scorer.metrics:
-                if reason := self._scorer.missing(identity):
-                    raise UserError(f"canary: {identity}: {reason}")
+                if reason := self._scorer.missing(identity) or unfit(self._scorer.metrics[identity].card, settings):
+                    raise UserError(f"{identity}: {reason}")
 
     @torch.no_grad()
     def measure(self, trainer: Trainer) -> tuple[dict[str, float], dict[str, float]]:
@@ -65,8 +74,7 @@ class Canary:
             except UserError as error:  # pictures of which no metric can say anything must not end a training
                 print(f"canary: no value of {identity}: {error}", file=sys.stderr)
                 continue
-            if per_image_N is None:
-                continue
+            assert per_image_N is not None  # see `unfit`
             with_value = per_image_N[~np.isnan(per_image_N)]
             if len(with_value):
                 means[identity], spreads[identity] = float(with_value.mean()), float(with_value.std())

@@ -16,7 +16,8 @@ from filelock import FileLock, Timeout
 from benchmarks.config import UserError, as_table, build
 from trainers.config import RunConfig
 
-STATE, SETTINGS, LOG, LOCK = "checkpoint.pt", "run.json", "log.jsonl", "run.lock"
+STATE, SETTINGS, LOG, LOCK, STUDENT = "checkpoint.pt", "run.json", "log.jsonl", "run.lock", "student"
+MENDS = "use another --out, or start over with --no-resume"
 
 
 class Occupied(UserError):
@@ -27,13 +28,15 @@ class Occupied(UserError):
 def held(folder: Path) -> Iterator[None]:
     """Keep other starts out of a run's folder; the system frees it when this process dies, however it dies.
 
-    Raises Occupied where another one is at work."""
-    folder.mkdir(parents=True, exist_ok=True)
+    Raises Occupied where another one is at work, UserError where the folder cannot be made or written to."""
     lock = FileLock(folder / LOCK)
     try:
+        folder.mkdir(parents=True, exist_ok=True)
         lock.acquire(timeout=0)
     except Timeout as error:
         raise Occupied(f"{folder}: another process is training here; wait for it, or use another --out") from error
+    except OSError as error:
+        raise UserError(f"{folder}: no folder to write to ({error.strerror}); --out names the run's") from error
     try:
         yield
     finally:
@@ -100,7 +103,7 @@ def teacher_folder(folder: Path, stage: str) -> Path:
 
 
 def adopt_state(folder: Path, donor: Path, stages: Sequence[str]) -> None:
-    """Start a new run from the end of the last of another one's stages: its checkpoint, and its log up to there."""
+    """Start a claimed run from the end of the last of another one's stages: its checkpoint, its log up to there."""
     folder.mkdir(parents=True, exist_ok=True)
     for teacher in (teacher_folder(donor, stage) for stage in stages):
         if teacher.exists():
@@ -117,52 +120,64 @@ def forget_run(folder: Path) -> None:
 
     The settings go last: were they the first, a kill in between would leave a checkpoint of unknown settings."""
     # benchmarks are of the student that is no more; their run directory refuses another one
-    for path in (*folder.glob("benchmark-*"), *folder.glob("teacher-*")):
+    for path in (*folder.glob("benchmark-*"), *folder.glob("teacher-*"), *folder.glob(STUDENT)):
         shutil.rmtree(path)
     for path in (folder / STATE, *folder.glob("after-*.pt"), folder / LOG, folder / SETTINGS):
         path.unlink(missing_ok=True)
 
 
+def is_begun(folder: Path) -> bool:
+    """Return whether a folder holds something to continue: settings without a checkpoint bind nobody."""
+    return (folder / STATE).is_file() or (folder / STUDENT).is_dir()
+
+
 def claim_folder(folder: Path, method: str, run: RunConfig, free: frozenset[str] = frozenset()) -> None:
-    """Write the run's settings into its folder, or compare them with those that are there.
+    """Write the run's settings into its folder, or compare them with those of the run that it holds.
 
     Raises UserError naming the first difference: a run is never continued under other settings. Keys in `free` may
     change, and so may the program: a key that it has got since counts as left at its default."""
     path = folder / SETTINGS
     settings = {"method": method, **as_table(run)}
-    if not path.is_file():
+    if not is_begun(folder):
         folder.mkdir(parents=True, exist_ok=True)
         write_text(path, json.dumps(settings, indent=2) + "\n")  # not sorted: the order of stages is a setting, too
         return
-    advice = "use another --out, or start over with --no-resume"
-    try:
-        stored = read_settings(path)
-    except UserError as error:
-        raise UserError(f"{error}; {advice}") from error
+    stored = _settings_of(folder)
     differences = _differences(stored, settings)
     if list(stored["stages"]) != list(settings["stages"]):
         differences.setdefault("stages", (list(stored["stages"]), list(settings["stages"])))
     for key, (old, new) in differences.items():
         if not free & {key, key.partition(".")[0]}:
-            raise UserError(f"{path}: {key} was {old!r}, now {new!r}; {advice}")
+            raise UserError(f"{path}: {key} was {old!r}, now {new!r}; {MENDS}")
 
 
 def read_settings(path: Path) -> dict[str, Any]:
     """Return a run's stored settings, complete: keys younger than the file stand at their defaults.
 
-    Raises UserError where the file is damaged, or holds what this version does not know."""
+    Raises UserError where the file is missing or damaged, or holds what this version does not know."""
     try:
         table = json.loads(path.read_text(encoding="utf-8"))
         method = table.pop("method")
+    except OSError as error:
+        raise UserError(f"{path}: cannot be read ({error.strerror})") from error
     except (ValueError, KeyError, TypeError, AttributeError) as error:
         raise UserError(f"{path}: not the settings of a training") from error
     return {"method": method, **as_table(build(RunConfig, table, str(path)))}
 
 
 def begun_with(folder: Path) -> int:
-    """Return the number of processes that the run in a folder was laid out for, 0 where there is none."""
-    path = folder / SETTINGS
-    return int(json.loads(path.read_text(encoding="utf-8")).get("processes", 0)) if path.is_file() else 0
+    """Return the number of processes that the run in a folder was laid out for, 0 where there is none.
+
+    Raises UserError where its settings cannot be read."""
+    return int(_settings_of(folder)["processes"]) if is_begun(folder) else 0
+
+
+def _settings_of(folder: Path) -> dict[str, Any]:
+    """Return the settings of the run in a folder. Raises UserError as `read_settings` does, with what mends it."""
+    try:
+        return read_settings(folder / SETTINGS)
+    except UserError as error:
+        raise UserError(f"{error}; {MENDS}") from error
 
 
 def write_text(path: Path, text: str) -> None:
@@ -190,6 +205,6 @@ def _differences(old: Any, new: Any, key: str = "") -> dict[str, tuple[Any, Any]
     if not (isinstance(old, dict) and isinstance(new, dict)):
         return {} if old == new else {key: (old, new)}
     found: dict[str, tuple[Any, Any]] = {}
-    for name in sorted(old.keys() | new.keys()):
+    for name in sorted(old.keys() | new.keys(), key=lambda name: (name != "method", name)):
         found |= _differences(old.get(name), new.get(name), f"{key}.{name}".lstrip("."))
     return found

@@ -17,6 +17,7 @@ from typing import Any, Literal
 from benchmarks.config import UserError, build, config, overridden, parse_toml
 from leaderboards.schema import NAME_RULE, is_name
 from trainers.backbones.base import BackboneConfig
+from trainers.base import Trainer, find
 from trainers.prompts import PromptsConfig
 from trainers.rewards import RewardConfig
 
@@ -45,7 +46,7 @@ class StageConfig:
 
 @config
 class StopConfig:
-    """Early stop: a stage ends when a held-out metric stays below its best value in that stage."""
+    """Early stop: a stage ends when a held-out metric stays below its best value since that stage's start."""
 
     metric: str = ""  # one of the canary's, not a reward; "" = never
     drop: float = 0.0  # how far below, in the metric's own unit
@@ -155,6 +156,16 @@ def read_table(path: Path, seen: tuple[Path, ...] = ()) -> dict[str, Any]:
 def read_run(path: Path, overrides: Iterable[str] = ()) -> RunConfig:
     """Return the run that a file describes, with "dotted.key=value" on top. Raises UserError as its parts do."""
     return build(RunConfig, overridden(read_table(path), overrides), str(path))
+
+
+def stage_methods(method: str, run: RunConfig, where: str) -> dict[str, tuple[type[Trainer], Any]]:
+    """Return each stage's trainer with its settings. Raises UserError as `find` and `stage_settings`."""
+    classes = {
+        name: find(stage.trainer or method, f"{where}: stages.{name}: " if stage.trainer else "")
+        for name, stage in run.stages.items()
+    }
+    settings = stage_settings(run, {name: trainer.Config for name, trainer in classes.items()}, where)
+    return {name: (trainer, settings[name]) for name, trainer in classes.items()}
 
 
 def stage_settings(run: RunConfig, configs: Mapping[str, type[Any]], where: str) -> dict[str, Any]:

@@ -10,6 +10,7 @@ the number of processes decides nothing but the time, and may change when a run 
 
 import json
 import math
+import sys
 import time
 from dataclasses import asdict, dataclass, replace
 from functools import partial
@@ -20,7 +21,7 @@ import torch
 from accelerate import Accelerator
 from accelerate.utils import broadcast_object_list, gather_object
 
-from benchmarks.config import UserError, as_table
+from benchmarks.config import UserError, as_table, located
 from benchmarks.overlap import write_fingerprints
 from benchmarks.prompts import PromptSet
 from benchmarks.protocol import write_protocol
@@ -28,10 +29,11 @@ from leaderboards.schema import StageRecord
 from leaderboards.schema import Training as TrainingRecord
 from trainers.backbones.base import Backbone, BackboneConfig
 from trainers.backbones.base import load as load_backbone
-from trainers.base import Trainer, World, find
+from trainers.base import Trainer, World
 from trainers.canary import Canary
 from trainers.checkpoint import (
     LOG,
+    STUDENT,
     begun_with,
     claim_folder,
     forget_run,
@@ -42,20 +44,16 @@ from trainers.checkpoint import (
     teacher_folder,
     write_text,
 )
-from trainers.config import RunConfig, StageConfig, stage_settings
+from trainers.config import RunConfig, StageConfig, stage_methods
+from trainers.pause import Pause
 from trainers.progress import Progress
 from trainers.prompts import PromptStream, read_training_prompts
 from trainers.rehearsal import Rehearsal, rehearsed
 from trainers.rewards import load_rewards
 
-STUDENT = "student"
 PARTS = frozenset({"position", "passes", "prompts", "log_lines", "curves", "stages", "trainer"})  # of a checkpoint
 # What may change between starts
 FREE = frozenset({"name", "benchmark", "export", "backbone.name", "backbone.sharded", "backbone.compile"})
-
-
-class Paused(Exception):
-    """The run's time is up: its checkpoint is written, and the same call continues it."""
 
 
 @dataclass
@@ -82,22 +80,25 @@ class Loop:
             begun = begun_with(folder) if resume else 0
             run = replace(run, processes=begun or self.accelerator.num_processes)
         self.method, self.run, self.folder = method, run, folder
-        classes = {name: find(stage.trainer or method) for name, stage in run.stages.items()}
-        settings = stage_settings(run, {name: trainer.Config for name, trainer in classes.items()}, where)
-        self._methods = {name: (trainer, settings[name]) for name, trainer in classes.items()}
-        self._prompts = PromptSet(run.prompts.source, read_training_prompts(run.prompts.source))
+        self._methods = stage_methods(method, run, where)
+        with located(f"{where}: prompts.source"):
+            self._prompts = PromptSet(run.prompts.source, read_training_prompts(run.prompts.source))
         self._stream = PromptStream(self._prompts.prompts, run.prompts.balance, run.seed)
-        self.rewards = load_rewards(run.rewards, self.accelerator.device)
+        with located(f"{where}: rewards"):
+            self.rewards = load_rewards(run.rewards, self.accelerator.device)
         self.rewards.gather = self.accelerator.gather
         own = (name for trainer, config in self._methods.values() for name in trainer.trained_on(config))
         self._rewarded = any(trainer.trains_on_rewards(c) for trainer, c in self._methods.values())
         self._trained_on = list(dict.fromkeys([*(self.rewards.ids if self._rewarded else ()), *own]))
         if self._rewarded:
-            self.rewards.check(self._prompts.prompts)
+            with located(f"{where}: rewards"):
+                self.rewards.check(self._prompts.prompts)
         if run.canary.stop.metric in self._trained_on:
             raise UserError(f"{where}: canary.stop.metric {run.canary.stop.metric!r} is trained on: name another")
-        self._canary = Canary(run.canary, self.rewards.ids, self.accelerator.device)
-        self.backbone = self._load_backbone(run.backbone)
+        with located(f"{where}: canary"):
+            self._canary = Canary(run.canary, self.rewards.ids, self.accelerator.device)
+        with located(f"{where}: backbone"):
+            self.backbone = self._load_backbone(run.backbone)
         self._rehearse(where)
         if self.accelerator.is_main_process:
             if not resume:
@@ -107,14 +108,19 @@ class Loop:
         self._curves: list[dict[str, Any]] = []
         self._stages: list[dict[str, Any]] = []  # what training.json tells of each finished stage
         self._log_lines = 0
-        self._until = math.inf
 
     def train(self, until: float = math.inf) -> Path:
         """Run every stage that is not finished; return the folder of the exported student.
 
         until: a moment of the main process's time.monotonic(); raises Paused after the first iteration that ends
-        beyond it."""
-        self._until = until
+        beyond it. Raises KeyboardInterrupt or SystemExit after the first that ends beyond Ctrl-C or SIGTERM."""
+        with Pause(until) as self._pause:
+            student = self._train()
+            if (due := self._due()) > 0:
+                self._pause.leave(due)
+        return student
+
+    def _train(self) -> Path:
         names = list(self.run.stages)
         state = load_state(self.folder, PARTS)
         position = Position(**state["position"]) if state else Position(names[0])
@@ -137,11 +143,12 @@ class Loop:
         Raises UserError naming the stage."""
         for name, (kind, settings) in self._methods.items():
             backbone = Rehearsal(self.run.backbone, self.backbone.protocol())
-            try:
-                with rehearsed(kind, settings, backbone, self.rewards, World(f"{self.run.seed}/{name}")) as made:
-                    self._stream.check(made.prompts_per_step * self.run.processes)
-            except UserError as error:
-                raise UserError(f"{where}: stages.{name}: {error}") from error
+            world = World(f"{self.run.seed}/{name}")
+            with (
+                located(f"{where}: stages.{name}"),
+                rehearsed(kind, settings, backbone, self.rewards, world) as made,
+            ):
+                self._stream.check(made.prompts_per_step * self.run.processes)
 
     def _make_trainer(self, stage: str) -> Trainer:
         accelerator, (trainer, settings) = self.accelerator, self._methods[stage]
@@ -199,18 +206,18 @@ class Loop:
             while (done := self._fraction(stage, position)) < 1:
                 if position.iteration % run.canary.every == 0 and (position.iteration or not position.total):
                     self._measure(trainer, position)
-                    if position.stopped_by:
+                    if self._has_fallen(position):
                         break
                 logs = self._step(trainer, position.iteration)
                 position.iteration, position.total = position.iteration + 1, position.total + 1
                 if position.iteration % run.log_every == 0:
                     self._log(position, self._mean(logs))
                 progress.show(done, position.iteration, logs)
-                late = self._is_late()
-                if (late or position.iteration % run.checkpoint_every == 0) and self._fraction(stage, position) < 1:
+                due = self._due()
+                if (due or position.iteration % run.checkpoint_every == 0) and self._fraction(stage, position) < 1:
                     self._checkpoint(trainer, position)
-                    if late:
-                        raise Paused
+                    if due:
+                        self._pause.leave(due)
         if position.iteration > resumed_at or not position.total:  # else the checkpoint is of the stage's very end
             if not position.stopped_by:
                 self._measure(trainer, position)
@@ -219,12 +226,14 @@ class Loop:
         if self.accelerator.is_main_process and position.stage != list(run.stages)[-1]:
             keep_state(self.folder, position.stage)
 
-    def _is_late(self) -> bool:
-        """Return whether the time is up: to every process the same, for all must pause at one iteration."""
-        if self._until == math.inf:
-            return False
-        (late,) = broadcast_object_list([time.monotonic() >= self._until])
-        return bool(late)
+    def _due(self) -> int:
+        """Return why to pause, 0 where not: to every process the same, for all must pause at one iteration.
+
+        A signal to any of them counts, and the clock of the main one."""
+        if self.accelerator.num_processes == 1:
+            return self._pause.due
+        everyone = self.accelerator.gather(torch.tensor([self._pause.due], device=self.accelerator.device)).tolist()
+        return max(everyone) if max(everyone) > 0 else int(everyone[0])
 
     def _step(self, trainer: Trainer, iteration: int) -> dict[str, float]:
         """Train on this process's share of the next prompts; count the passes of all processes."""
@@ -251,9 +260,7 @@ class Loop:
         return max(by_iterations, passes / stage.budget_passes if stage.budget_passes else 0.0)
 
     def _measure(self, trainer: Trainer, position: Position) -> None:
-        """Sample and score the canary with the weights that would be exported; it costs the budget nothing.
-
-        Where a held-out metric has fallen too far, the position says that the stage is over."""
+        """Sample and score the canary with the weights that would be exported; it costs the budget nothing."""
         if self.accelerator.is_main_process or self.run.backbone.sharded:  # of which every process has a part
             passes = self.backbone.passes
             with trainer.roles.student.averaged():
@@ -264,11 +271,25 @@ class Loop:
                 self._curves.append(point | values)
                 logs = {f"canary/{name}": value for name, value in values.items()}
                 self._log(position, logs | {f"canary_std/{name}": value for name, value in spreads.items()})
-            curve = [point for point in self._curves if point["stage"] == position.stage]
-            position.stopped_by = self._canary.stopped_by(curve)
-        (position.stopped_by,) = broadcast_object_list([position.stopped_by])
-        if position.stopped_by:
-            self._log(position, {f"stopped_by/{position.stopped_by}": 1.0})
+
+    def _has_fallen(self, position: Position) -> bool:
+        """Return whether a held-out metric has fallen too far; the position then says which one ended the stage."""
+        (name,) = broadcast_object_list([self._canary.stopped_by(self._curve(position.stage))])
+        if name:
+            position.stopped_by = name
+            self._log(position, {f"stopped_by/{name}": 1.0})
+            if self.accelerator.is_main_process:
+                told = f"{position.stage}: over after {position.iteration} iterations, for {name} has fallen"
+                print(told, file=sys.stderr)
+        return bool(name)
+
+    def _curve(self, stage: str) -> list[dict[str, Any]]:
+        """Return a stage's measurements, that of its start too: the last of the stage before, whose student it is."""
+        within = [index for index, point in enumerate(self._curves) if point["stage"] == stage]
+        first = within[0] if within else len(self._curves)
+        if first and self.run.stages[stage].student_from != "teacher":
+            first -= 1
+        return self._curves[first:]
 
     def _close(self, trainer: Trainer, position: Position) -> None:
         """Note what training.json shall tell of the stage."""

@@ -11,10 +11,12 @@ adapters, run forward and backward on tensors without contents (device "meta"). 
 does. Not counted: text encoders (a prompt is encoded once), the rewards' own networks, the canary, the optimiser.
 """
 
+import math
 from collections import Counter
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import dataclass, replace
+from itertools import accumulate
 from pathlib import Path
 from typing import Any
 
@@ -25,19 +27,22 @@ from torch.overrides import TorchFunctionMode
 from torch.utils.flop_counter import FlopCounterMode
 
 from benchmarks import checkpoints
-from benchmarks.config import UserError
+from benchmarks.config import UserError, located
 from benchmarks.estimate import EFFICIENCY, Device, find_device, without_contents
-from benchmarks.models import Pipeline, open_model
+from benchmarks.models import Pipeline
 from benchmarks.protocol import Protocol
 from benchmarks.screen import duration, operations_per_second, print_tables, table_of
 from metrics.base import Prompt
 from trainers.backbones.base import BackboneConfig
+from trainers.backbones.checkpoint import open_base
 from trainers.backbones.family import roles_of
-from trainers.base import Trainer, World, find
-from trainers.config import RunConfig, stage_settings
+from trainers.base import Trainer, World
+from trainers.config import RunConfig, stage_methods
 from trainers.rehearsal import Rehearsal, rehearsed, rehearsed_rewards
 
-REHEARSED = 60  # iterations, after as many to warm up: a multiple of most numbers of fake-score updates
+# Iterations, after as many to warm up or those that draw the teacher's samples; a multiple of most numbers of
+# fake-score updates
+REHEARSED = 60
 BYTES = {"float32": 4, "bfloat16": 4, "float64": 8}  # of a weight in memory, by precision: bfloat16 is autocast's
 GIB, TERA = 2**30, 1e12
 
@@ -69,20 +74,17 @@ class StagePlan:
 
 def plan_training(method: str, run: RunConfig, where: str) -> tuple[list[StagePlan], ImageCosts]:
     """Return the plan of every stage. Raises UserError as a start of the run would, for settings and base model."""
-    model = open_model(run.backbone.path)
-    if not isinstance(model, Pipeline):
-        raise UserError(f"{run.backbone.path}: not a diffusers folder; backbone.path names the base model")
+    model = open_base(run.backbone)
     start = run.backbone.student_path
     if start and not Path(start).exists():
         raise UserError(f"{start}: no such folder or file; backbone.student_path names what the student starts from")
-    protocol = model.protocol
-    if run.backbone.resolution:
-        protocol = replace(protocol, height=run.backbone.resolution, width=run.backbone.resolution)
-    costs = count_image(model, run.backbone, protocol)
-    classes = {name: find(stage.trainer or method) for name, stage in run.stages.items()}
-    settings = stage_settings(run, {name: trainer.Config for name, trainer in classes.items()}, where)
+    protocol, costs = model.protocol, count_image(model, run.backbone, model.protocol)
+    methods = stage_methods(method, run, where)
     held = {decodes: _held_bytes(model, run.backbone, run.processes or 1, decodes) for decodes in (False, True)}
-    stages = [_plan_stage(name, classes[name], settings[name], run, protocol, costs, held) for name in run.stages]
+    stages = []
+    for name, (kind, settings) in methods.items():
+        with located(f"{where}: stages.{name}"):
+            stages.append(_plan_stage(name, kind, settings, run, protocol, costs, held))
     return stages, costs
 
 
@@ -99,13 +101,15 @@ def _plan_stage(
     stage, processes = run.stages[name], run.processes or 1
     backbone = Rehearsal(run.backbone, protocol)
     rewards, world = rehearsed_rewards(run.rewards), World(f"{run.seed}/{name}")
+    samples = getattr(settings, "teacher_samples", None)
+    if samples:  # all processes draw them together
+        settings = replace(settings, teacher_samples=replace(samples, count=-(-samples.count // processes)))
     with rehearsed(kind, settings, backbone, rewards, world) as trainer:
-        asked, passes = _rehearse(trainer, backbone, min(stage.iterations or 2 * REHEARSED, 2 * REHEARSED))
-    per_iteration = _mean(passes[REHEARSED:] or passes)
-    budget = stage.budget_passes / processes
-    iterations = stage.iterations or round(budget / per_iteration)
-    if stage.budget_passes:
-        iterations = min(iterations, round(budget / per_iteration))
+        drawing = -(-settings.teacher_samples.count // trainer.prompts_per_step) if samples else 0
+        most = REHEARSED + max(REHEARSED, drawing)
+        asked, passes = _rehearse(trainer, backbone, min(stage.iterations or most, most))
+    within = _iterations_within(stage.budget_passes / processes, passes) if stage.budget_passes else stage.iterations
+    iterations = min(stage.iterations or within, within)
     operations = [sum(count * costs.operations[kind] for kind, count in calls.items()) for calls in asked]
     decodes = any(backbone.asked[kind] for kind in ("decode", "decode_graph"))
     trained = _trained_bytes(trainer, backbone, costs, run.backbone)
@@ -131,10 +135,18 @@ def _rehearse(trainer: Trainer, backbone: Rehearsal, iterations: int) -> tuple[l
     return asked, passes
 
 
+def _iterations_within(budget: float, passes: list[int]) -> int:
+    """Return after how many iterations a budget is spent, of the passes of the first ones: the last of them go on."""
+    for count, spent in enumerate(accumulate(passes), 1):
+        if spent >= budget:
+            return count
+    return len(passes) + math.ceil((budget - sum(passes)) / _mean(passes[-REHEARSED:]))
+
+
 def _extrapolated(values: list[int], iterations: int) -> float:
-    """Return the sum over all iterations of values of the first ones: the later half goes on."""
+    """Return the sum over all iterations of values of the first ones: the last of them go on."""
     known = values[:iterations]
-    return sum(known) + (iterations - len(known)) * _mean(values[REHEARSED:] or values)
+    return sum(known) + (iterations - len(known)) * _mean(values[-REHEARSED:])
 
 
 def _mean(values: list[int]) -> float:

@@ -8,7 +8,6 @@ from rich.console import Console
 from rich.progress import BarColumn, TextColumn, TimeElapsedColumn, TimeRemainingColumn
 from rich.progress import Progress as Bar
 
-SHOWN = ("dmd_loss", "fake_score_loss", "rl_loss", "det_loss")
 PLAIN_SECONDS = 15.0  # between two plain lines
 
 
@@ -36,7 +35,8 @@ class Progress:
 
     def show(self, fraction: float, iteration: int, logs: dict[str, float]) -> None:
         """Show how far the stage is and what its losses are."""
-        text = f"{self._stage} {iteration} " + " ".join(f"{k} {logs[k]:.3g}" for k in SHOWN if k in logs)
+        losses = (f"{name} {value:.3g}" for name, value in logs.items() if name.endswith("_loss"))
+        text = f"{self._stage} {iteration} " + " ".join(losses)
         if self._bar:
             self._bar.update(self._task, completed=fraction, description=text)
         elif self._enabled and time.monotonic() - self._last > PLAIN_SECONDS:

@@ -202,5 +202,5 @@ def load_rewards(settings: Sequence[RewardConfig], device: torch.device) -> Rewa
     loaded = {one.id: metrics.load(one.id, str(device), remembered=REMEMBERED) for one in settings}
     for name, metric in loaded.items():
         if metric.card.aggregate == "set":
-            raise UserError(f"rewards: {name} is a statistic of a whole set: a reward needs a value for each image")
+            raise UserError(f"{name} is a statistic of a whole set: a reward needs a value for each image")
     return RewardBank(settings, loaded)

@@ -4,9 +4,10 @@
     python -m trainers.run --preset rtdmd-sd3m                (a row of a paper's table; --presets lists them)
     python -m trainers.run --preset rtdmd-sd3m --dry-run --plan-for h100     (what it would cost)
 
-The same command again continues where the last one stopped. On several accelerators, torchrun --nproc_per_node 8 -m
-trainers.run … trains on 8 times the batch of the file, or shares a batch for `processes` of them. Exit codes: 0 done,
-2 a mistake to mend, 1 ours.
+The same command again continues where the last one stopped; Ctrl-C and SIGTERM finish the iteration and write a
+checkpoint. On several accelerators, torchrun --nproc_per_node 8 -m trainers.run … trains on 8 times the batch of the
+file, or shares a batch for `processes` of them. Exit codes: 0 done, 2 a mistake to mend, 1 ours, 130 after Ctrl-C and
+143 after SIGTERM.
 """
 
 import math
@@ -38,8 +39,8 @@ class Arguments:
     set: Annotated[tuple[str, ...], tyro.conf.UseAppendAction] = ()  # dotted.key=value on top of the file
     out: Path | None = None  # folder of the run; default runs/<name>
     board: Path | None = None  # folder of results to publish to; default leaderboards/results
-    resume: bool = True  # start over instead of continuing what the folder holds
-    benchmark: bool = True  # leave out the config's suite at the end
+    resume: bool = True  # continue what the folder holds; --no-resume starts over
+    benchmark: bool = True  # run the config's suite at the end; --no-benchmark leaves it out
     list: bool = False  # show trainers and backbones
     presets: bool = False  # show the presets
     dry_run: bool = False  # show passes, operations, memory and hours; nothing is done
@@ -69,7 +70,9 @@ def main(arguments: Arguments) -> int:
     folder = arguments.out or Path("runs") / run.name
     if not arguments.benchmark:
         run = replace(run, benchmark="")
-    train(method, run, folder, resume=arguments.resume, where=where, board=arguments.board)
+    student = train(method, run, folder, resume=arguments.resume, where=where, board=arguments.board)
+    if is_main_process():
+        print(f"student: {student}")
     return 0
 
 
@@ -106,20 +109,31 @@ def train(
 ) -> Path:
     """Train, export and benchmark one student in a folder; return the student's own folder.
 
-    until: a moment of time.monotonic() at which the training writes a checkpoint and raises trainers.loop.Paused.
+    until: a moment of time.monotonic() at which the training writes a checkpoint and raises trainers.pause.Paused.
     Raises UserError as the parts do, and where another start is at work in the folder; `where` opens the errors in
     settings. Processes that train together share the benchmark too: each draws the blocks it gets hold of."""
-    from benchmarks.suites import read_suite
     from trainers.checkpoint import held
     from trainers.loop import Loop
 
     if run.benchmark:
-        read_suite(run.benchmark)  # a mistake in its name shows now, not when hours of training have ended
+        check_benchmark(run)
     with held(folder) if is_main_process() else nullcontext():
         student = Loop(method, run, folder, resume, where).train(until)
         if run.benchmark:
             publish(student, run.benchmark, run.name, board)
     return student
+
+
+def check_benchmark(run: "RunConfig") -> None:
+    """Raise UserError where the benchmark would refuse the student of this base: hours earlier."""
+    from benchmarks.workflow import check
+    from trainers.backbones.checkpoint import open_base
+
+    base = open_base(run.backbone)
+    try:
+        check(base, run.benchmark)
+    except UserError as error:
+        raise UserError(f"benchmark {run.benchmark!r}: {error}; --no-benchmark trains without it") from error
 
 
 def is_main_process() -> bool:

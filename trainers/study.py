@@ -147,7 +147,7 @@ def row_settings(study: StudyConfig, path: Path, row: RowConfig, seed: int) -> R
 
 def donate_stage(method: str, run: RunConfig, folder: Path) -> None:
     """Let a new run start from the end of the longest stage that a neighbour has trained under the same settings."""
-    from trainers.checkpoint import STATE, adopt_state, read_settings, stage_state
+    from trainers.checkpoint import STATE, adopt_state, claim_folder, read_settings, stage_state
 
     if (folder / STATE).exists():
         return
@@ -161,6 +161,7 @@ def donate_stage(method: str, run: RunConfig, folder: Path) -> None:
                 continue  # of another version, or damaged: nothing to share
             alike = stage in table["stages"] and stages_digest(table, stage) == wanted
             if donor.parent != folder and alike and stage_state(donor.parent, stage).exists():
+                claim_folder(folder, method, replace(run, processes=run.processes or 1))
                 adopt_state(folder, donor.parent, names[: names.index(stage) + 1])
                 return
 

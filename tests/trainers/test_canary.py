@@ -79,6 +79,19 @@ def test_unknown_canary_metrics_are_answered_with_the_nearest(prompt_file: Path)
 
 
 @pytest.mark.parametrize(
+    ("metric", "message"),
+    [
+        ("micro_fid", "micro_fid: a statistic of a whole set"),
+        ("micro_diversity", "needs canary.images_per_prompt = 2"),
+    ],
+)
+def test_metrics_that_a_canary_has_no_values_of_are_refused(prompt_file: Path, metric: str, message: str) -> None:
+    settings = CanaryConfig(prompts=str(prompt_file), metrics=(metric,))
+    with pytest.raises(UserError, match=message):
+        Canary(settings, [], CPU)
+
+
+@pytest.mark.parametrize(
     ("values", "drop", "patience", "stops"),
     [
         ([0.5, 0.6, 0.55], 0.1, 1, False),  # below its best, but not by more than `drop`

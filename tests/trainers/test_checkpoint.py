@@ -13,6 +13,8 @@ from trainers.checkpoint import (
     LOG,
     SETTINGS,
     STATE,
+    STUDENT,
+    begun_with,
     claim_folder,
     forget_run,
     held,
@@ -104,8 +106,14 @@ def test_a_folder_is_replaced_whole_or_not_at_all(tmp_path: Path) -> None:
     assert [path.name for path in tmp_path.rglob("*") if path.is_file()] == ["whole"]
 
 
+def begin(folder: Path, method: str = "rtdmd", run: RunConfig = RUN) -> None:
+    """Leave what a run has left when its first checkpoint is written."""
+    claim_folder(folder, method, run)
+    (folder / STATE).touch()
+
+
 def test_settings_younger_than_a_run_count_as_their_defaults(tmp_path: Path) -> None:
-    claim_folder(tmp_path, "rtdmd", RUN)
+    begin(tmp_path)
     stored = json.loads((tmp_path / SETTINGS).read_text())
     for table, key in (
         (stored, "log_every"),
@@ -131,14 +139,48 @@ def test_settings_younger_than_a_run_count_as_their_defaults(tmp_path: Path) -> 
     ],
 )
 def test_damaged_settings_are_refused_in_one_line(content: str, message: str, tmp_path: Path) -> None:
+    (tmp_path / STATE).touch()
     (tmp_path / SETTINGS).write_text(content)
     with pytest.raises(UserError, match=message):
         claim_folder(tmp_path, "rtdmd", RUN)
+    with pytest.raises(UserError, match=message):
+        begun_with(tmp_path)
     assert (tmp_path / SETTINGS).read_text() == content
 
 
-def test_a_key_that_is_no_more_is_named(tmp_path: Path) -> None:
+def test_settings_alone_bind_nobody_and_a_checkpoint_without_them_is_refused(tmp_path: Path) -> None:
+    """A start that ended before its first checkpoint left nothing to continue."""
     claim_folder(tmp_path, "rtdmd", RUN)
+    claim_folder(tmp_path, "dmd", replace(RUN, processes=3))
+    assert read_settings(tmp_path / SETTINGS)["method"] == "dmd" and begun_with(tmp_path) == 0
+    (tmp_path / STATE).touch()
+    assert begun_with(tmp_path) == 3
+    (tmp_path / SETTINGS).unlink()
+    with pytest.raises(
+        UserError, match=r"run.json: cannot be read \(No such file or directory\); use another --out, or"
+    ):
+        claim_folder(tmp_path, "rtdmd", RUN)
+    (tmp_path / SETTINGS).mkdir()
+    with pytest.raises(UserError, match=r"run.json: cannot be read \(Is a directory\)"):
+        begun_with(tmp_path)
+
+
+def test_a_finished_student_binds_without_its_checkpoint(tmp_path: Path) -> None:
+    claim_folder(tmp_path, "rtdmd", RUN)
+    (tmp_path / STUDENT).mkdir()
+    with pytest.raises(UserError, match="seed was 0, now 1"):
+        claim_folder(tmp_path, "rtdmd", replace(RUN, seed=1))
+
+
+def test_a_file_in_place_of_the_folder_is_refused_in_one_line(tmp_path: Path) -> None:
+    (tmp_path / "file").touch()
+    for folder in (tmp_path / "file", tmp_path / "file" / "run"):
+        with pytest.raises(UserError, match=r"no folder to write to \(.*\); --out names the run's"), held(folder):
+            pass
+
+
+def test_a_key_that_is_no_more_is_named(tmp_path: Path) -> None:
+    begin(tmp_path)
     stored = json.loads((tmp_path / SETTINGS).read_text())
     (tmp_path / SETTINGS).write_text(json.dumps({**stored, "momentum": 0.5}))
     with pytest.raises(UserError, match=r"run.json: unknown key 'momentum'; .* use another --out"):
@@ -150,18 +192,18 @@ def test_a_run_continues_whatever_its_stages_are_called_and_never_in_another_ord
     stages = {"reinforce": StageConfig(iterations=1), "distil": StageConfig(iterations=1, teacher_from="previous")}
     run = replace(RUN, stages=stages)
     for _ in "ab":
-        claim_folder(tmp_path, "grpo", run)
+        begin(tmp_path, "grpo", run)
     assert list(read_settings(tmp_path / SETTINGS)["stages"]) == ["reinforce", "distil"]
     one = StageConfig(iterations=1)
-    claim_folder(tmp_path / "other", "grpo", replace(RUN, stages={"a": one, "b": one}))
+    begin(tmp_path / "other", "grpo", replace(RUN, stages={"a": one, "b": one}))
     with pytest.raises(UserError, match=r"stages was \['a', 'b'\], now \['b', 'a'\]"):
         claim_folder(tmp_path / "other", "grpo", replace(RUN, stages={"b": one, "a": one}))
 
 
 def test_another_method_or_seed_is_refused_and_another_name_is_not(tmp_path: Path) -> None:
-    claim_folder(tmp_path, "rtdmd", RUN)
-    with pytest.raises(UserError, match="method was 'rtdmd', now 'dmd'"):
-        claim_folder(tmp_path, "dmd", RUN)
+    begin(tmp_path)
+    with pytest.raises(UserError, match="method was 'rtdmd', now 'dmd'"):  # before the keys that differ with it
+        claim_folder(tmp_path, "dmd", replace(RUN, backbone=replace(RUN.backbone, resolution=32)))
     with pytest.raises(UserError, match="seed was 0, now 1"):
         claim_folder(tmp_path, "rtdmd", replace(RUN, seed=1))
     claim_folder(tmp_path, "rtdmd", replace(RUN, name="other"), free=frozenset({"name"}))
@@ -169,7 +211,7 @@ def test_another_method_or_seed_is_refused_and_another_name_is_not(tmp_path: Pat
 
 def test_a_run_may_go_on_compiled(tmp_path: Path) -> None:
     compiled = replace(RUN, backbone=replace(RUN.backbone, compile=True))
-    claim_folder(tmp_path, "rtdmd", RUN)
+    begin(tmp_path)
     claim_folder(tmp_path, "rtdmd", compiled, free=FREE)
     with pytest.raises(UserError, match="compile was False, now True"):
         claim_folder(tmp_path, "rtdmd", compiled)

@@ -9,7 +9,7 @@ import torch
 from diffusers import StableDiffusion3Pipeline
 from safetensors.torch import load_file
 
-from benchmarks.config import UserError, build
+from benchmarks.config import UserError, as_table, build
 from benchmarks.models import read_training
 from benchmarks.overlap import trained_on
 from benchmarks.prompts import PromptSet, read_prompts
@@ -21,7 +21,8 @@ from trainers import loop as loop_module
 from trainers.base import find
 from trainers.checkpoint import load_state
 from trainers.config import RunConfig, merge, read_run
-from trainers.loop import Loop, Paused
+from trainers.loop import Loop
+from trainers.pause import Paused
 from trainers.prompts import PromptStream
 from trainers.rewards import load_rewards
 
@@ -218,7 +219,7 @@ def test_a_stage_ends_with_its_budget_of_passes(pipeline_folder: Path, prompt_fi
 def test_settings_of_a_run_cannot_change_between_two_starts(
     pipeline_folder: Path, prompt_file: Path, tmp_path: Path
 ) -> None:
-    Loop("rtdmd", settings(pipeline_folder, prompt_file), tmp_path / "run")
+    killed_at(Loop("rtdmd", settings(pipeline_folder, prompt_file), tmp_path / "run"), 3)
     Loop("rtdmd", settings(pipeline_folder, prompt_file, backbone={"name": "base"}), tmp_path / "run")
     changed = settings(pipeline_folder, prompt_file, trainer={"guidance_scale": 2.0})
     with pytest.raises(UserError, match=r"trainer.guidance_scale was None, now 2.0"):
@@ -440,7 +441,11 @@ def test_a_student_can_become_the_teacher_of_the_next_stage(
 
 
 def test_a_stage_ends_early_when_a_held_out_metric_falls(
-    pipeline_folder: Path, prompt_file: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+    pipeline_folder: Path,
+    prompt_file: Path,
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+    capsys: pytest.CaptureFixture[str],
 ) -> None:
     """The canary's values are told here: 0.9, 0.7, 0.7, ... of a held-out metric that may not fall by 0.1."""
     monkeypatch.setattr(
@@ -461,6 +466,7 @@ def test_a_stage_ends_early_when_a_held_out_metric_falls(
         return made
 
     student = loop("run", [0.9, 0.7, 0.7, 0.5, 0.5]).train()  # at 0, 2, 4: over; stage II at 2 and at its end, 3
+    assert capsys.readouterr().err.endswith("cold_start: over after 4 iterations, for micro_clip has fallen\n")
     record, _ = read_training(student)
     assert [(s.iterations, s.stopped_by) for s in record.stages] == [(4, "micro_clip"), (3, "")]
     assert [point["iteration"] for point in record.curves] == [0, 2, 4, 6, 7]
@@ -470,6 +476,17 @@ def test_a_stage_ends_early_when_a_held_out_metric_falls(
     killed_at(loop("killed", [0.9, 0.7, 0.7]), 5)
     again = loop("killed", [0.7, 0.7, 0.5, 0.5]).train()  # what the resumed run has yet to measure
     assert (again / "training.json").read_bytes() == (student / "training.json").read_bytes()
+    # the end of a stage is the start of the next: from .9 to .7 there counts, if one measurement is enough
+    short, later = {"iterations": 2}, {"iterations": 4, "settings": {"phase": "reinforce"}}
+    table = as_table(run) | {"stages": {"cold_start": short, "reinforce": later}}
+    table["canary"]["stop"]["patience"] = 1
+    run = build(RunConfig, table, "")
+    record, _ = read_training(loop("next", [0.9, 0.9, 0.7]).train())
+    assert [(s.iterations, s.stopped_by) for s in record.stages] == [(2, ""), (2, "micro_clip")]
+    table["stages"]["reinforce"] = later | {"student_from": "teacher"}
+    run = build(RunConfig, table, "")  # who starts anew is not held to it
+    record, _ = read_training(loop("anew", [0.9, 0.9, 0.7, 0.7]).train())
+    assert [(s.iterations, s.stopped_by) for s in record.stages] == [(2, ""), (4, "")]
 
 
 def test_a_run_may_extend_another_file(tmp_path: Path) -> None:

@@ -182,6 +182,23 @@ def test_teacher_samples_are_planned_and_leave_nothing_behind(tmp_path: Path) ->
     assert stage.passes == counted("dmd2", run)[1]
 
 
+@pytest.mark.parametrize(("processes", "count"), [(1, 30), (1, 300), (2, 300)])
+def test_a_budget_holds_the_teachers_samples_too(processes: int, count: int, tmp_path: Path) -> None:
+    """They are drawn by the first iterations, by all processes together; here for 1,000 to 2,000 passes."""
+    kept = {"folder": str(tmp_path / "samples"), "count": count, "steps": 5}
+    settings = {"batch_size": 2, "fake_score_updates": 1, "guidance_scale": 1.0, "teacher_samples": kept}
+    run = run_of(make("sd3", tmp_path / "sd3"), "sd3", settings)
+    (four,), _ = plan_training("dmd2", replace(run, processes=processes), "x")
+    budget = {"only": replace(run.stages["only"], iterations=0, budget_passes=20_000)}
+    (stage,), _ = plan_training("dmd2", replace(run, processes=processes, stages=budget), "x")
+    few = settings | {"teacher_samples": kept | {"count": 2}}
+    without = replace(run, stages=budget, processes=processes, trainer=few)
+    (free,), _ = plan_training("dmd2", without, "x")
+    assert 20_000 <= stage.passes <= 20_000 + four.passes
+    spent = free.passes / free.iterations * (free.iterations - stage.iterations)
+    assert spent == pytest.approx(5 * count, abs=four.passes)
+
+
 def test_the_command_prints_the_plan_and_does_nothing(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture
 ) -> None:

@@ -28,7 +28,8 @@ from trainers import loop as loop_module
 from trainers.base import World
 from trainers.checkpoint import begun_with
 from trainers.config import CanaryConfig, RunConfig
-from trainers.loop import Loop, Paused
+from trainers.loop import Loop
+from trainers.pause import Paused
 from trainers.rewards import RewardBank, RewardConfig
 
 COUNTS = (1, 2, 3)
@@ -52,6 +53,8 @@ METHODS: dict[str, dict[str, Any]] = {
 
 class Brightness:
     """The canary's scorer: the mean of a picture, as a metric gives it."""
+
+    card = SimpleNamespace(aggregate="prompts", min_images_per_prompt=1)
 
     def __init__(self, names: Sequence[str], device: torch.device) -> None:
         self.metrics = {"brightness": self}
@@ -181,6 +184,26 @@ def test_all_processes_pause_when_the_clock_of_the_first_says_so(run_of: Make, t
             Loop("grpo", run, tmp_path / "run").train(until=0.0 if rank == 0 else time.monotonic() + 3600)
 
     assert forked(2, work) == [0, 0]
+    assert [line["iteration"] for line in log_lines(tmp_path / "run")] == [1]
+    assert (tmp_path / "run" / "checkpoint.pt").exists()
+
+
+def test_all_processes_pause_when_one_of_them_is_told_to_end(run_of: Make, tmp_path: Path) -> None:
+    run = run_of("grpo", 2, "float32")
+
+    def work(rank: int) -> None:
+        loop = Loop("grpo", run, tmp_path / "run")
+        step = loop._step
+
+        def signalled(*arguments: Any) -> dict[str, float]:
+            if rank == 1:
+                os.kill(os.getpid(), signal.SIGTERM)
+            return step(*arguments)
+
+        loop._step = signalled  # type: ignore[method-assign]
+        loop.train()
+
+    assert forked(2, work) == [143, 143]
     assert [line["iteration"] for line in log_lines(tmp_path / "run")] == [1]
     assert (tmp_path / "run" / "checkpoint.pt").exists()
 

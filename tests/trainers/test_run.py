@@ -1,5 +1,6 @@
 import subprocess
 import sys
+from dataclasses import replace
 from pathlib import Path
 
 import pytest
@@ -46,6 +47,23 @@ def test_settings_are_checked_with_overrides_on_top(pipeline_folder: Path, tmp_p
 @pytest.mark.parametrize(
     ("override", "message"),
     [
+        (
+            "trainer.guidance_scale=0.5",
+            "trainer: guidance_scale: Input should be greater than or equal to 1, not 0.5",
+        ),
+        ("trainer.sampler={sigmas = [0.9, 0.5], shift = 3.0}", "shift is of even steps, explicit sigmas are taken"),
+        ("trainer.sampler={sampler = 'flow_sde'}", "sampler.sampler: Input should be 'cps', 'euler' or 'renoise'"),
+        (
+            "trainer.sampler={sigmas = [0.5, 0.9], num_inference_steps = 2}",
+            "stages.one: trainer.sampler: sigmas must fall",
+        ),
+        ("trainer.student.betas=[0.9]", "trainer: key 'student.betas.1' is missing"),
+        ("stages.one.trainer=dmb", "stages.one: unknown trainer 'dmb'; did you mean"),
+        ("prompts.source=nowhere.jsonl", "prompts.source: nowhere.jsonl: no such prompt file"),
+        ("rewards=[{id = 'micro_clap'}]", "rewards: unknown metric 'micro_clap'; did you mean 'micro_clip'"),
+        ("backbone.kind=sd4", "backbone: unknown backbone 'sd4'; did you mean 'sd3'"),
+        ("backbone.resolution=33", "backbone: .*does not draw 33x33 pictures: sides must be multiples of"),
+        ("backbone.resolution=4096", "backbone: .*does not draw 4096x4096 pictures: its positions end at"),
         ("name=../up", "name must have 1 to 200 characters, without separators"),
         ("canary.batch_size=0", "canary: every, images_per_prompt and batch_size must be at least 1, limit 0"),
         ("canary.images_per_prompt=-1", "canary: every, images_per_prompt"),
@@ -75,6 +93,35 @@ def test_an_adapter_is_asked_of_adapters_alone(pipeline_folder: Path, tmp_path: 
         main(Arguments(method="dmd", config=config, out=tmp_path / "run", set=both))
 
 
+def test_what_the_benchmark_would_refuse_is_told_before_anything_is_trained(
+    pipeline_folder: Path, prompt_file: Path, tmp_path: Path
+) -> None:
+    config = tmp_path / "run.toml"
+    config.write_text(
+        f'name = "x"\nbenchmark = "micro"\nstages.one.iterations = 1\nprompts.source = "{prompt_file}"\n'
+        f'backbone.path = "{pipeline_folder}"'
+    )
+    arguments = Arguments(method="dmd", config=config, out=tmp_path / "run")
+    with pytest.raises(UserError, match=r"benchmark 'micro': no task .* this one draws 16x16; --no-benchmark trains"):
+        main(arguments)
+    assert not (tmp_path / "run").exists()
+    with pytest.raises(UserError, match=r"nowhere: no such folder; backbone.path names the base model's"):
+        main(replace(arguments, set=("backbone.path=nowhere",)))
+    for key in ("path", "student_path"):
+        with pytest.raises(UserError, match=r"backbone: .*model_index.json: cannot be read \(Not a directory\)"):
+            main(replace(arguments, benchmark=False, set=(f"backbone.{key}={config}",)))
+
+
+def test_a_folder_that_cannot_be_made_is_one_clear_line(
+    pipeline_folder: Path, prompt_file: Path, tmp_path: Path
+) -> None:
+    config = tmp_path / "run.toml"
+    start = f'name = "x"\nstages.one.iterations = 1\nbackbone.path = "{pipeline_folder}"\n'
+    config.write_text(start + f'prompts.source = "{prompt_file}"\n')
+    with pytest.raises(UserError, match=r"run.toml: no folder to write to \(File exists\); --out names"):
+        main(Arguments(method="dmd", config=config, out=config))
+
+
 def test_an_unknown_suite_is_refused_before_anything_is_trained(pipeline_folder: Path, tmp_path: Path) -> None:
     config = tmp_path / "run.toml"
     config.write_text(
@@ -96,6 +143,7 @@ def test_a_run_that_ends_is_benchmarked(
 ) -> None:
     calls = []
     monkeypatch.setattr(run_module, "publish", lambda *arguments: calls.append(arguments))
+    monkeypatch.setattr(run_module, "check_benchmark", lambda run: None)  # these pictures are of 16 pixels
     config = tmp_path / "run.toml"
     config.write_text(
         f'name = "x"\ndevice = "cpu"\nbenchmark = "micro"\ntrainer.batch_size = 2\nstages.one.iterations = 1\n'

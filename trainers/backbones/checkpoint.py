@@ -13,8 +13,10 @@ from torch import Tensor
 
 from benchmarks.checkpoints import check_pipeline
 from benchmarks.config import UserError
-from benchmarks.native import default_protocol, load_pipeline
+from benchmarks.models import Pipeline, open_model
+from benchmarks.native import default_protocol, load_pipeline, wrong_size
 from benchmarks.protocol import Protocol, read_protocol
+from trainers.backbones.base import BackboneConfig
 from trainers.backbones.lora import AdapterRoles
 
 DTYPES = {"float32": torch.float32, "float16": torch.float16, "bfloat16": torch.bfloat16}
@@ -23,14 +25,36 @@ DTYPES = {"float32": torch.float32, "float16": torch.float16, "bfloat16": torch.
 def load_base(folder: Path, class_name: str, device: torch.device, resolution: int = 0) -> tuple[Any, Protocol]:
     """Return a diffusers folder's pipeline in float32 and its protocol, at a resolution of its own if one is given.
 
-    Raises UserError where the folder is missing, damaged, not safe to read, or holds another pipeline."""
+    Raises UserError where the folder is missing, damaged, not safe to read, or holds another pipeline, and where
+    that does not draw pictures of this size."""
     files = check_pipeline(folder)
     if files.class_name != class_name:
         raise UserError(f"{folder}: a {files.class_name}; this backbone trains {class_name} folders")
-    protocol = read_protocol(folder) or default_protocol(files)
-    if resolution:
-        protocol = replace(protocol, height=resolution, width=resolution)
+    protocol = _sized(read_protocol(folder) or default_protocol(files), resolution)
+    if why := wrong_size(files, protocol):
+        raise UserError(f"{folder}: {why}")
     return load_pipeline(files, None, "float32", str(device)), protocol
+
+
+def open_base(settings: BackboneConfig) -> Pipeline:
+    """Return a run's base model, unloaded, at the run's resolution.
+
+    Raises UserError where the folder is missing or damaged, or does not draw pictures of that size."""
+    folder = Path(settings.path)
+    if not folder.is_dir():
+        raise UserError(f"{folder}: no such folder; backbone.path names the base model's, in diffusers layout")
+    model = open_model(folder)
+    if not isinstance(model, Pipeline):
+        raise UserError(f"{folder}: not a diffusers folder; backbone.path names the base model's")
+    model = replace(model, protocol=_sized(model.protocol, settings.resolution))
+    if why := wrong_size(model.files, model.protocol):
+        raise UserError(f"{folder}: {why}")
+    return model
+
+
+def _sized(protocol: Protocol, resolution: int) -> Protocol:
+    """Return a protocol at `resolution` pixels a side; 0 = as it is."""
+    return replace(protocol, height=resolution, width=resolution) if resolution else protocol
 
 
 def save_merged(

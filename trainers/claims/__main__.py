@@ -24,6 +24,7 @@ from rich.console import Console
 from rich.table import Table
 
 from benchmarks.cli import parse
+from benchmarks.config import UserError
 from benchmarks.screen import guarded
 from benchmarks.suites import read_suite
 from leaderboards.studies import STUDIES, Claims
@@ -55,6 +56,10 @@ def main(arguments: Arguments) -> int:
     study = read_study(path)
     check_plan(study)
     to = arguments.study or STUDIES / f"{path.stem}-claims.json"
+    try:
+        to.parent.mkdir(parents=True, exist_ok=True)
+    except OSError as error:
+        raise UserError(f"{to}: no folder to write to ({error.strerror}); --study names the study's file") from error
     folder = arguments.out or Path("runs") / f"claims-{path.stem}"
     runs = Runs(study, folder, Records(to.with_suffix("") / "runs"), arguments.compile)
     items = ordered(study)

@@ -21,6 +21,7 @@ from trainers.checkpoint import SETTINGS, STATE, Occupied, claim_folder, held, i
 from trainers.claims.plan import Study
 from trainers.claims.record import STUDENT_RECORD, Record, Records, read_log, record_of
 from trainers.claims.schedule import UNTRAINED, Item, ordered
+from trainers.pause import Paused
 from trainers.study import benchmark, donate_stage, run_digest, stages_digest
 
 LONGEST_PAUSE = 20  # in usual times between two lines of a log; what is longer was no training
@@ -148,8 +149,6 @@ class Runs:
         """Train, and benchmark, an item until it is done or the moment `until` of time.monotonic() has come.
 
         A mistake in one arm is told and remembered, and does not keep the others from their work."""
-        from trainers.loop import Paused
-
         print(f"{item.name} …", file=sys.stderr, flush=True)
         try:
             if item.seed != UNTRAINED:

@@ -19,7 +19,7 @@ from leaderboards.store import publish
 from trainers.checkpoint import LOG, STATE, claim_folder, stage_state, write_text
 from trainers.claims.plan import Study, read_study
 from trainers.config import RunConfig
-from trainers.loop import Paused
+from trainers.pause import Paused
 from trainers.study import CONFIGS
 
 PLAN = f"""
