@@ -29,7 +29,8 @@ class Pause:
 
     def __enter__(self) -> "Pause":
         if threading.current_thread() is threading.main_thread():  # others get no signals
-            self._before = {one: signal.signal(one, self._ask) for one in SIGNALS}
+            heard = [one for one in SIGNALS if signal.getsignal(one) != signal.SIG_IGN]  # as nohup and & leave some
+            self._before = {one: signal.signal(one, self._ask) for one in heard}
         return self
 
     def __exit__(

@@ -6,6 +6,7 @@ import subprocess
 import sys
 import threading
 import time
+from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
@@ -33,6 +34,14 @@ def signalled(run: RunConfig, folder: Path, number: int, iteration: int) -> Base
     with pytest.raises((KeyboardInterrupt, SystemExit)) as caught:
         loop.train()
     return caught.value
+
+
+@pytest.fixture(autouse=True)
+def interactive() -> Iterator[None]:
+    """Ctrl-C as a terminal gives it: of what a shell has put into the background, SIGINT is ignored."""
+    before = signal.signal(signal.SIGINT, signal.default_int_handler)
+    yield
+    signal.signal(signal.SIGINT, before)
 
 
 @pytest.fixture
@@ -74,6 +83,14 @@ def test_a_second_signal_ends_at_once_and_none_is_kept_from_other_code() -> None
     with Pause(until=0.0) as pause, pytest.raises(Paused):
         pause.leave(pause.due)
     assert signal.getsignal(signal.SIGINT) is before
+
+
+def test_a_signal_that_is_ignored_stays_ignored() -> None:
+    signal.signal(signal.SIGINT, signal.SIG_IGN)
+    with Pause() as pause:
+        os.kill(os.getpid(), signal.SIGINT)
+        assert pause.due == 0
+    assert signal.getsignal(signal.SIGINT) == signal.SIG_IGN
 
 
 def test_a_training_in_a_thread_hears_the_clock_alone() -> None:
