@@ -158,14 +158,15 @@ def publish(student: Path, suite: str, name: str, board: Path | None) -> None:
 
 
 def show_registries() -> None:
-    """Print what can be named: trainers, backbones, metrics that can be rewards."""
+    """Print what can be named: trainers, backbones, and as rewards the metrics that have a value for each image."""
     from metrics.base import available as metrics_available
+    from metrics.base import make
     from trainers.backbones.base import available as backbones_available
     from trainers.base import available
 
     print("trainers:  " + ", ".join(available()))
     print("backbones: " + ", ".join(backbones_available()))
-    print("rewards:   " + ", ".join(metrics_available()))
+    print("rewards:   " + ", ".join(name for name in metrics_available() if make(name).card.aggregate != "set"))
 
 
 if __name__ == "__main__":
