@@ -285,8 +285,7 @@ class Loop:
 
     def _curve(self, stage: str) -> list[dict[str, Any]]:
         """Return a stage's measurements, that of its start too: the last of the stage before, whose student it is."""
-        within = [index for index, point in enumerate(self._curves) if point["stage"] == stage]
-        first = within[0] if within else len(self._curves)
+        first = next((n for n, point in enumerate(self._curves) if point["stage"] == stage), len(self._curves))
         if first and self.run.stages[stage].student_from != "teacher":
             first -= 1
         return self._curves[first:]

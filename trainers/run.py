@@ -115,7 +115,7 @@ def train(
     from trainers.checkpoint import held
     from trainers.loop import Loop
 
-    if run.benchmark:
+    if run.benchmark and is_main_process():  # one reads the base for all
         check_benchmark(run)
     with held(folder) if is_main_process() else nullcontext():
         student = Loop(method, run, folder, resume, where).train(until)

@@ -11,7 +11,7 @@ import torch
 from safetensors.torch import save_file
 from torch import Tensor
 
-from benchmarks.checkpoints import check_pipeline
+from benchmarks.checkpoints import PipelineFiles, check_pipeline
 from benchmarks.config import UserError
 from benchmarks.models import Pipeline, open_model
 from benchmarks.native import default_protocol, load_pipeline, wrong_size
@@ -30,9 +30,7 @@ def load_base(folder: Path, class_name: str, device: torch.device, resolution: i
     files = check_pipeline(folder)
     if files.class_name != class_name:
         raise UserError(f"{folder}: a {files.class_name}; this backbone trains {class_name} folders")
-    protocol = _sized(read_protocol(folder) or default_protocol(files), resolution)
-    if why := wrong_size(files, protocol):
-        raise UserError(f"{folder}: {why}")
+    protocol = _sized(files, read_protocol(folder) or default_protocol(files), resolution)
     return load_pipeline(files, None, "float32", str(device)), protocol
 
 
@@ -46,15 +44,16 @@ def open_base(settings: BackboneConfig) -> Pipeline:
     model = open_model(folder)
     if not isinstance(model, Pipeline):
         raise UserError(f"{folder}: not a diffusers folder; backbone.path names the base model's")
-    model = replace(model, protocol=_sized(model.protocol, settings.resolution))
-    if why := wrong_size(model.files, model.protocol):
-        raise UserError(f"{folder}: {why}")
-    return model
+    return replace(model, protocol=_sized(model.files, model.protocol, settings.resolution))
 
 
-def _sized(protocol: Protocol, resolution: int) -> Protocol:
-    """Return a protocol at `resolution` pixels a side; 0 = as it is."""
-    return replace(protocol, height=resolution, width=resolution) if resolution else protocol
+def _sized(files: PipelineFiles, protocol: Protocol, resolution: int) -> Protocol:
+    """Return a protocol at `resolution` pixels a side; 0 = as it is. Raises UserError where that is not drawn."""
+    if resolution:
+        protocol = replace(protocol, height=resolution, width=resolution)
+    if why := wrong_size(files, protocol):
+        raise UserError(f"{files.folder}: {why}")
+    return protocol
 
 
 def save_merged(
