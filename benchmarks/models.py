@@ -7,14 +7,14 @@
     open_model("my_module:draw")           function of yours (benchmarks/functions.py)
     open_model("pictures/")                folder of pictures made elsewhere (benchmarks/pictures.py)
 
-Opening checks and digests files; the pipeline is loaded at the first picture: a run with nothing left to draw loads
-nothing. Every image's noise comes from a generator of its own, on the CPU, so that it depends neither on the batch
-nor on the device. NFE is counted at the denoiser, not declared.
+Opening checks files; they are digested when a run begins, and the pipeline is loaded at the first picture: a run with
+nothing left to draw loads nothing. Every image's noise comes from a generator of its own, on the CPU, so that it
+depends neither on the batch nor on the device. NFE is counted at the denoiser, not declared.
 """
 
 import hashlib
 import json
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, field, replace
 from functools import cached_property
@@ -57,7 +57,7 @@ class Pipeline:
     """A diffusers pipeline in a folder, with a LoRA over it or without."""
 
     name: str
-    digest: str
+    read_digest: Callable[[], str] = field(repr=False)
     files: PipelineFiles
     lora: Path | None
     protocol: Protocol  # its own; a task overrides single fields
@@ -71,6 +71,11 @@ class Pipeline:
     def folder(self) -> Path:
         """Where the model's own files lie: a LoRA's folder, not that of its base."""
         return self.lora.parent if self.lora else self.files.folder
+
+    @cached_property
+    def digest(self) -> str:
+        """sha256 of all files that decide a picture: read when somebody asks, since weights are large."""
+        return self.read_digest()
 
     @cached_property
     def parameters(self) -> int:
@@ -232,7 +237,7 @@ def _open_pipeline(folder: Path, name: str, device: str) -> Pipeline:
     training, base = read_training(folder)
     return Pipeline(
         name=name,
-        digest=checkpoints.digest_files(files.files(), folder),
+        read_digest=lambda: checkpoints.digest_files(files.files(), folder),
         files=files,
         lora=None,
         protocol=read_protocol(folder) or native.default_protocol(files),
@@ -258,10 +263,13 @@ def _open_lora(folder: Path, lora: Path, base: str | None, name: str, device: st
     if not isinstance(under, Pipeline) or under.lora:
         raise UserError(f"{source}: the base of {folder} is not a diffusers folder")
     own = [path for path in (lora, config) if path.is_file()]
-    digest = hashlib.sha256(f"{under.digest}\n{checkpoints.digest_files(own, folder)}\n".encode()).hexdigest()
+
+    def read_digest() -> str:
+        return hashlib.sha256(f"{under.digest}\n{checkpoints.digest_files(own, folder)}\n".encode()).hexdigest()
+
     return Pipeline(
         name=name,
-        digest=digest,
+        read_digest=read_digest,
         files=under.files,
         lora=lora,
         protocol=read_protocol(folder) or under.protocol,
@@ -283,15 +291,18 @@ def _open_card(card: ModelCard, base: str | None, name: str, device: str, offlin
         checkpoints.check_safetensors(path)
     scheduler = {**whole.scheduler, **card.scheduler}
     lora, denoiser = (own[0] if card.kind == kind else None for kind in ("lora", "denoiser"))
-    digest = under.digest
-    if own or scheduler:
+
+    def read_digest() -> str:
+        if not own and not scheduler:
+            return under.digest
         stated = json.dumps([scheduler, card.kind, card.lora_scale], sort_keys=True)
         parts = [under.digest, stated, *(checkpoints.digest_files([path], path.parent) for path in own)]
-        digest = hashlib.sha256("\n".join(parts).encode()).hexdigest()
+        return hashlib.sha256("\n".join(parts).encode()).hexdigest()
+
     return replace(
         under,
         name=name,
-        digest=digest,
+        read_digest=read_digest,
         lora=lora,
         protocol=protocol,
         base=card.base,

@@ -40,7 +40,8 @@ class SrpoConfig:
     k: float = 0.1
     positive: tuple[str, ...] = ("Natural-lighting. ", "Detailed. ", "Realistic. ")
     negative: tuple[str, ...] = ("Painting. ", "CG Render. ", "Oil. ")
-    rewards: tuple[str, ...] = ()  # ids it applies to, cosines or logits; () = every differentiable one
+    # Ids it applies to, cosines or logits; () = every differentiable one. What reads no prompt is merely scaled by k.
+    rewards: tuple[str, ...] = ()
 
     def __post_init__(self) -> None:
         if not self.positive or not self.negative:

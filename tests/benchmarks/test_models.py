@@ -1,12 +1,13 @@
 import json
 import shutil
-from collections.abc import Callable
+from collections.abc import Callable, Iterable
 from dataclasses import replace
 from pathlib import Path
 
 import pytest
 import torch
 
+from benchmarks import checkpoints
 from benchmarks.models import Drawn, Pipeline, noise_generator, open_model
 from benchmarks.protocol import Protocol
 from metrics.base import UserError
@@ -80,6 +81,24 @@ def test_the_digest_sees_weights_and_configs_but_no_stray_files(pipeline: Path) 
     config = pipeline / "vae" / "config.json"
     config.write_text(config.read_text() + "\n")
     assert opened(pipeline).digest != before
+
+
+def test_opening_reads_no_weights_and_the_digest_reads_them_once(
+    pristine_pipeline: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """A plan of a large model's training opens its base: nobody waits for 30 GB to be hashed."""
+    read: list[Path] = []
+    digest_files = checkpoints.digest_files
+
+    def watched(files: Iterable[Path], root: Path) -> str:
+        read.append(root)
+        return digest_files(files, root)
+
+    monkeypatch.setattr(checkpoints, "digest_files", watched)
+    model = opened(pristine_pipeline)
+    assert not read
+    assert model.digest == model.digest and len(model.digest) == 64
+    assert read == [pristine_pipeline]
 
 
 def test_parameters_are_the_denoisers(pristine_pipeline: Path) -> None:
