@@ -18,6 +18,7 @@ Axes: S seeds, P prompts.
 import math
 from collections.abc import Callable
 from dataclasses import dataclass
+from functools import cached_property
 
 import numpy as np
 from scipy.optimize import brentq
@@ -31,6 +32,7 @@ from leaderboards.studies import Claimed
 
 DRAWS = 10_000  # quantiles of an error that is itself estimated
 POWER = 0.8  # of the smallest difference that is said to be detectable
+LEAST_P = 1e-9  # below which quantiles are no longer exact
 
 
 @dataclass(frozen=True)
@@ -38,11 +40,39 @@ class SeedEffect:
     """A mean over seeds and prompts with what is known of its error."""
 
     value: float
-    half_width: float  # of the 95 % interval
-    error: float  # standard error
-    freedom: float  # degrees of freedom of the error (Satterthwaite)
+    parts: tuple[tuple[float, int], ...]  # of the mean's variance: (size, degrees of freedom) of seeds and of prompts
     seeds: int
     prompts: int
+
+    @cached_property
+    def half_width(self) -> float:
+        """Half of the 95 % interval."""
+        return self._half_width(LEVEL)
+
+    @cached_property
+    def error(self) -> float:
+        """The standard error."""
+        return math.sqrt(sum(part for part, _ in self.parts))
+
+    @cached_property
+    def freedom(self) -> float:
+        """Degrees of freedom of the error (Satterthwaite)."""
+        curvature = sum(part**2 / freedom for part, freedom in self.parts if part)
+        return self.error**4 / curvature if curvature else math.inf
+
+    @property
+    def p(self) -> float | None:
+        """p of no difference, two-sided: 1 - the level whose interval just reaches 0. None where nothing varied."""
+        if not self.error:
+            return None
+
+        def beyond(p: float) -> float:
+            return self._half_width(1 - p) - abs(self.value)
+
+        return float(brentq(beyond, LEAST_P, 1.0)) if beyond(LEAST_P) > 0 else LEAST_P
+
+    def _half_width(self, level: float) -> float:
+        return math.hypot(*(_quantile(level, freedom) * math.sqrt(part) for part, freedom in self.parts if part))
 
     @property
     def low(self) -> float:
@@ -98,18 +128,9 @@ def effect(d_SP: np.ndarray) -> SeedEffect:
     of_seeds, of_prompts, of_rest = mean_squares(d_SP)
     seed_part = of_seeds / (seeds * prompts)
     prompt_part = max(0.0, of_prompts - of_rest) / (seeds * prompts)
-    half_width = math.hypot(
-        _quantile(seeds - 1) * math.sqrt(seed_part),
-        _quantile(prompts - 1) * math.sqrt(prompt_part) if prompts > 1 else 0.0,
-    )
-    variance = seed_part + prompt_part
-    parts = [(seed_part, seeds - 1), (prompt_part, prompts - 1)]
-    curvature = sum(part**2 / freedom for part, freedom in parts if part)
     return SeedEffect(
         value=math.fsum(d_SP.ravel()) / d_SP.size,
-        half_width=half_width,
-        error=math.sqrt(variance),
-        freedom=variance**2 / curvature if curvature else math.inf,
+        parts=((seed_part, seeds - 1), (prompt_part, prompts - 1)),
         seeds=seeds,
         prompts=prompts if prompts > 1 else 0,
     )
@@ -148,5 +169,5 @@ def coverage(
     return hits / runs
 
 
-def _quantile(freedom: int) -> float:
-    return float(student_t.ppf((1 + LEVEL) / 2, freedom))
+def _quantile(level: float, freedom: int) -> float:
+    return float(student_t.ppf((1 + level) / 2, freedom))

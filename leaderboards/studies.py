@@ -32,11 +32,16 @@ READING = (
     "whole interval is above 0, does not hold where it is below s. Not below 0: the same around -s. Near 0: holds "
     "where it is within s of 0, does not hold where all of it is farther away; apart from 0: holds where it leaves 0 "
     "out, does not hold where it is within s of 0. Below and not above are mirror images. Undecided: neither. Not "
-    "judged: too few seeds. Claims are judged one by one, without correction for their number. An interval covers "
-    "seeds of training and prompts, or seeds alone where it says so; those in figures are of each arm for itself: "
-    "whether two arms differ, the claims say."
+    "judged: too few seeds. Claims are judged one by one, without correction for their number: where nothing differs "
+    "one in forty claims of a direction holds by chance, one in twenty of those of a difference. Beside the headline "
+    "claims stands p of no difference, and p by Holm for as many headline claims as have one. An interval covers "
+    "seeds of training and prompts, or seeds alone where it says so; those of levels and figures are of each arm for "
+    "itself: whether two arms differ, the claims say. Bands around curves reach from the lowest seed to the highest. "
+    "Power: how probably such a study would confirm the claim, were the difference as large as would just matter (of "
+    "near, not below and not above: were there none); small power means that 'undecided' was to be expected."
 )
 Verdict = Literal["holds", "does not hold", "undecided"]
+Compared = Literal["equal passes", "equal updates", "its start"]  # "its start": arms[1] is where arms[0] began
 Claimed = Literal["above", "below", "not below", "not above", "near", "apart from"]
 Id = Annotated[str, Field(pattern=r"^[a-z0-9][a-z0-9-]{0,79}$")]
 Share = Annotated[float, Field(ge=0, le=1)]
@@ -90,7 +95,7 @@ class Effect(Strict):
             return f"by less than {s:g}" if within else ""
         if self.claimed in ("above", "below") and verdict == "does not hold":
             opposite = self.high <= 0 if self.claimed == "above" else self.low >= 0
-            return "the other way round" if opposite else f"by less than {s:g}, if at all"
+            return "the other way round" if opposite else f"any such difference is below {s:g}"
         return ""
 
 
@@ -126,6 +131,8 @@ class Claim(Strict):
     statement: str
     source: Source
     arms: Annotated[list[str], Field(min_length=2, max_length=2)]
+    at: Compared = "equal passes"
+    topic: str = ""
     headline: bool = False
     effect: Effect | None  # None: too little is there to say anything
     seeds: list[int]  # of training
@@ -136,6 +143,8 @@ class Claim(Strict):
     iterations: list[Count] = Field(default_factory=list)
     power: Share | None  # probability to confirm the claim where it is as true as would matter; None = unknown
     detectable: Annotated[float, Field(ge=0, le=1e30)] | None = None  # smallest difference confirmed 4 times of 5
+    p: Share | None = None  # of no difference, two-sided; None = no error is known
+    p_holm: Share | None = None  # of a headline claim, among all that have a p
     verdict: Verdict | Literal["not judged"]
     remark: str = ""  # Effect.remark
     notes: str = ""  # what the test leaves open
@@ -160,6 +169,31 @@ class Claim(Strict):
         return self
 
 
+class Level(Strict):
+    """One measure of one arm: mean over its seeds, and the 95 % interval where there are two or more."""
+
+    value: Number
+    low: Number | None = None
+    high: Number | None = None
+
+
+class Arm(Strict):
+    """Where one arm stands; which of two stands higher, the claims say."""
+
+    title: str
+    seeds: Count  # 0: not trained
+    network_passes: Count
+    iterations: Count  # mean of its seeds
+    levels: list[Level | None]  # by the study's measures; None = no value
+
+
+class Change(Strict):
+    """What was changed after some runs were known."""
+
+    date: Annotated[str, Field(pattern=r"^\d{4}-\d\d-\d\d$")]
+    what: str
+
+
 class Claims(Strict):
     """A study of claims."""
 
@@ -170,11 +204,16 @@ class Claims(Strict):
     command: str  # that makes this file
     claims: Annotated[list[Claim], Field(min_length=1)]
     figures: list[Figure] = Field(default_factory=list)  # of the study as a whole
+    measures: list[str] = Field(default_factory=list)  # of the arms' levels
+    arms: list[Arm] = Field(default_factory=list)
+    changes: list[Change] = Field(default_factory=list)  # of the plan
 
     @model_validator(mode="after")
     def _ids_differ(self) -> "Claims":
         if len({claim.id for claim in self.claims}) < len(self.claims):
             raise ValueError("two claims have one id")
+        if any(len(arm.levels) != len(self.measures) for arm in self.arms):
+            raise ValueError("an arm needs one level, or null, for each of the measures")
         return self
 
 

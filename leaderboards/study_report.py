@@ -13,7 +13,7 @@ from typing import Any
 
 from leaderboards.schema import ResultError
 from leaderboards.store import write_atomically
-from leaderboards.studies import READING, Claim, Claims, Figure, read_study
+from leaderboards.studies import READING, Claim, Claims, Figure, Level, read_study
 from leaderboards.study_figure import figure_spec
 
 WIDTH, HEIGHT = 560, 300
@@ -78,36 +78,66 @@ def _lines(study: Claims, path: Path) -> Iterator[str]:
     yield f"{study.about} Written by `{study.command}` from `{path.name}`, which holds every number shown here."
     yield ""
     yield f"{tally(study)}."
-    for headline, title in ((True, "Headline claims"), (False, "Further claims")):
-        chosen = [claim for verdict in MARK for claim in study.claims if _is(claim, headline, verdict)]
-        if chosen:
-            yield from (
-                "",
-                f"## {title}",
-                "",
-                "| Claim | Measure, arms | Difference, 95 % interval | Verdict | Seeds |",
-            )
-            yield "|---|---|---|---|---|"
-            yield from map(_row, chosen)
-    yield from ("", READING, "")
+    for title, claims in sections(study):
+        yield from ("", f"## {title}", "", "| Claim | Measure, arms | Difference, 95 % interval | Verdict | Seeds |")
+        yield "|---|---|---|---|---|"
+        yield from map(_row, claims)
+    yield from ("", "## How to read the tables", "", READING, "")
     yield '"Seen from" is about the smallest difference that four of five such studies would find.'
+    if study.arms:
+        yield from (
+            "",
+            "## Levels of the arms",
+            "",
+            "Mean over seeds and, where two or more are there, ± half of its 95 % interval.",
+            "",
+        )
+        yield from _levels(study)
+    if study.changes:
+        yield from ("", "## Changes of the plan after runs were known", "")
+        yield from (f"- {change.date}: {change.what}" for change in study.changes)
     for figure in study.figures:
         yield from ("", f"![{figure.title}]({path.stem}/{figure.id}.svg)")
 
 
-def _is(claim: Claim, headline: bool, verdict: str) -> bool:
-    return claim.headline == headline and claim.verdict == verdict
+def sections(study: Claims) -> list[tuple[str, list[Claim]]]:
+    """Return the claims under their headings: headline claims, then the others by topic, as the plan orders them."""
+    found: dict[str, list[Claim]] = {"Headline claims": [claim for claim in study.claims if claim.headline]}
+    for claim in study.claims:
+        if not claim.headline:
+            found.setdefault(claim.topic or "Further claims", []).append(claim)
+    return [(title, claims) for title, claims in found.items() if claims]
+
+
+def _levels(study: Claims) -> Iterator[str]:
+    yield "| " + " | ".join(["Arm", *study.measures, "Seeds", "Network passes", "Iterations"]) + " |"
+    yield "|---" + "|---:" * (len(study.measures) + 3) + "|"
+    for arm in study.arms:
+        trained = [f"{arm.seeds}", f"{arm.network_passes:,}", f"{arm.iterations:,}"] if arm.seeds else ["–"] * 3
+        yield "| " + " | ".join([arm.title, *map(_level, arm.levels), *trained]) + " |"
+
+
+def _level(level: Level | None) -> str:
+    if level is None:
+        return "–"
+    if level.low is None or level.high is None:
+        return f"{level.value:.3f}"
+    return f"{level.value:.3f} ± {(level.high - level.low) / 2:.3f}"
 
 
 def _row(claim: Claim) -> str:
     source = f"{claim.source.paper}, {claim.source.where}"
     seeds = f"{len(claim.seeds)}" + (f" of {claim.seeds_needed}" if len(claim.seeds) < claim.seeds_needed else "")
-    arms = f"{claim.arms[0]} − {claim.arms[1]}"
+    arms = f"**{claim.arms[0]}**<br>minus **{claim.arms[1]}**"
+    if claim.at == "equal updates":
+        arms += "<br>at equal updates"
     if claim.iterations:
         arms += f"<br>{claim.iterations[0]:,} and {claim.iterations[1]:,} iterations"
     notes = f"<br>{claim.notes}" if claim.notes else ""
     told = f"{claim.statement}<br><sub>{source}</sub>{notes}"
     verdict = MARK[claim.verdict] + (f"<br>{claim.remark}" if claim.remark else "")
+    if claim.headline and claim.p is not None:
+        verdict += f"<br>p {claim.p:.2g}" + ("" if claim.p_holm is None else f", by Holm {claim.p_holm:.2g}")
     if claim.effect is None:
         return f"| {told} | {arms} | – | {verdict} | {seeds} |"
     e = claim.effect

@@ -152,7 +152,7 @@ def donate_stage(method: str, run: RunConfig, folder: Path) -> None:
     if (folder / STATE).exists():
         return
     names = list(run.stages)
-    for stage in reversed(names[:-1]):
+    for stage in reversed(names):
         wanted = run_digest(method, run, stage)
         for donor in sorted(folder.parent.glob("*/run.json")):
             try:

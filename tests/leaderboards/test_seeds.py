@@ -1,13 +1,14 @@
 """Intervals over seeds and prompts: known answers, coverage by simulation, power."""
 
 import math
+from dataclasses import replace
 
 import numpy as np
 import pytest
 from scipy import stats
 
 from leaderboards.schema import ResultError
-from leaderboards.seeds import SeedEffect, coverage, effect, mean_squares
+from leaderboards.seeds import LEAST_P, SeedEffect, coverage, effect, mean_squares
 
 ONLY_SEEDS, ONLY_PROMPTS, ONLY_REST = (1.0, 0.0, 1e-6), (0.0, 1.0, 1e-6), (0.0, 0.0, 1.0)
 EQUAL_SHARES = (0.07, 0.3, 0.5)  # of 60 prompts and 3 seeds: the error of the mean comes from all three alike
@@ -82,13 +83,8 @@ def test_power_is_how_often_a_true_difference_is_found(
 ) -> None:
     draw, prompts, runs = np.random.default_rng(3), 60, 2000
     of_seeds, of_prompts, of_rest = deviations
-    parts = (of_seeds**2 / seeds + of_rest**2 / (seeds * prompts), of_prompts**2 / prompts)
-    quantiles = [stats.t.ppf(0.975, n - 1) for n in (seeds, prompts)]
-    known = SeedEffect(
-        value=0.0, error=sum(parts) ** 0.5, seeds=seeds, prompts=prompts,
-        half_width=sum(q**2 * part for q, part in zip(quantiles, parts, strict=True)) ** 0.5,
-        freedom=sum(parts) ** 2 / (parts[0] ** 2 / (seeds - 1) + parts[1] ** 2 / (prompts - 1)),
-    )  # fmt: skip
+    seed_part, prompt_part = of_seeds**2 / seeds + of_rest**2 / (seeds * prompts), of_prompts**2 / prompts
+    known = SeedEffect(0.0, ((seed_part, seeds - 1), (prompt_part, prompts - 1)), seeds, prompts)
     found = 0
     for _ in range(runs):
         d_SP = errors * known.error + of_seeds * draw.standard_normal((seeds, 1))
@@ -114,8 +110,19 @@ def test_the_power_to_find_nothing_is_that_of_repetitions(seeds: int, errors: fl
     half_R = stats.t.ppf(0.975, seeds - 1) * d_RS.std(axis=1, ddof=1) / seeds**0.5
     smallest = errors / seeds**0.5  # the true error of a mean is 1 / sqrt(S)
     found = np.mean(np.abs(d_RS.mean(axis=1)) + half_R < smallest)
-    known = SeedEffect(0.0, stats.t.ppf(0.975, seeds - 1) / seeds**0.5, 1 / seeds**0.5, seeds - 1, seeds, 0)
+    known = SeedEffect(0.0, ((1 / seeds, seeds - 1),), seeds, 0)
     assert known.power("near", smallest) == pytest.approx(found, abs=0.01)
+
+
+def test_p_is_that_of_the_t_test_where_seeds_alone_vary_and_agrees_with_the_interval() -> None:
+    d_S = np.random.default_rng(0).standard_normal(5) + 1
+    assert effect(d_S).p == pytest.approx(stats.ttest_1samp(d_S, 0.0).pvalue)
+    found = effect(np.random.default_rng(4).standard_normal((5, 60)) + np.linspace(-1, 1, 60))
+    for shift, least, most in ((-0.999, 0.05, 0.06), (-1.001, 0.04, 0.05)):
+        touched = replace(found, value=shift * found.half_width)
+        assert touched.p is not None and least <= touched.p <= most
+    assert replace(found, value=0.0).p == 1 and replace(found, value=1e9).p == LEAST_P
+    assert effect(np.ones((3, 4))).p is None
 
 
 def test_what_cannot_be_told_is_refused() -> None:

@@ -49,19 +49,36 @@ def test_a_row_tells_what_a_verdict_leaves_open(tmp_path: Path) -> None:
     assert "+0.0120 (+0.0100 to +0.0150, seeds alone)" in row
 
 
-def test_what_is_judged_comes_first(tmp_path: Path) -> None:
-    later = UNJUDGED | {"headline": False, "statement": "Not yet judged."}
-    claims = [later, CLAIM]
-    write_study(
-        Claims.model_validate({**HEAD, "kind": "claims", "claims": claims}),
-        tmp_path / "s.json",
-    )
+def test_claims_stand_under_their_topics_in_the_plans_order(tmp_path: Path) -> None:
+    told = {"a": "Anchors", "b": "", "c": "Anchors", "d": "Weights"}
+    claims = [CLAIM | {"id": one, "statement": f"Claim {one}.", "topic": topic} for one, topic in told.items()]
+    headline = CLAIM | {"headline": True, "topic": "Weights", "p": 0.004, "p_holm": 0.012}
+    write_study(Claims.model_validate({**HEAD, "kind": "claims", "claims": [*claims, headline]}), tmp_path / "s.json")
+    lines = (tmp_path / "s.md").read_text().splitlines()
+    found = [line[3:] for line in lines if line.startswith("## ")]
+    assert found == ["Headline claims", "Anchors", "Further claims", "Weights", "How to read the tables"]
+    places = [next(n for n, line in enumerate(lines) if f"| Claim {one}." in line) for one in "acbd"]
+    assert places == sorted(places) and places[0] > lines.index("## Anchors")
+    assert "**holds**<br>p 0.004, by Holm 0.012 |" in next(line for line in lines if CLAIM["statement"] in line)
+
+
+def test_arms_and_changes_of_the_plan_are_told(tmp_path: Path) -> None:
+    levels = [{"value": 0.7, "low": 0.6, "high": 0.8}, {"value": 2.0}, None]
+    arm = {"title": "joint", "seeds": 3, "network_passes": 150_336, "iterations": 428, "levels": levels}
+    teacher = {"title": "teacher", "seeds": 0, "network_passes": 0, "iterations": 0, "levels": [*levels[1:], None]}
+    more = {
+        "measures": ["judge", "FID", "none"], "arms": [arm, teacher],
+        "changes": [{"date": "2026-11-22", "what": "Quality is precision."}],
+    }  # fmt: skip
+    table = {**HEAD, "kind": "claims", "claims": [CLAIM | {"at": "equal updates"}], **more}
+    write_study(Claims.model_validate(table), tmp_path / "s.json")
     text = (tmp_path / "s.md").read_text()
-    assert text.index(CLAIM["statement"]) < text.index("Not yet judged.")
-    assert [claim["statement"] for claim in json.loads((tmp_path / "s.json").read_text())["claims"]] == [
-        "Not yet judged.",
-        CLAIM["statement"],
-    ]  # the file keeps the plan's order
+    assert "| Arm | judge | FID | none | Seeds | Network passes | Iterations |" in text
+    assert "| joint | 0.700 ± 0.100 | 2.000 | – | 3 | 150,336 | 428 |" in text
+    assert "| teacher | 2.000 | – | – | – | – | – |" in text
+    assert "- 2026-11-22: Quality is precision." in text and "<br>at equal updates |" in text
+    with pytest.raises(ValueError, match="one level, or null, for each of the measures"):
+        Claims.model_validate(table | {"measures": ["judge"]})
 
 
 def test_pictures_are_drawn_again_from_the_json_alone(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:

@@ -112,6 +112,20 @@ def equal_passes(arms: Sequence[Record]) -> str:
     return "network passes differ: " + ", ".join(f"{name} {count:,}" for name, count in passes.items())
 
 
+def equal_updates(arms: Sequence[Sequence[Record]]) -> str:
+    """Return "" where two arms took equal iterations, seed by seed, else what they took."""
+    for one, other in zip(*arms, strict=True):
+        a, b = iterations(one), iterations(other)
+        if abs(a - b) > PASS_TOLERANCE * max(a, b):
+            return f"updates differ: {one.name} {a:,}, {other.name} {b:,}"
+    return ""
+
+
+def iterations(run: Record) -> int:
+    """Return the iterations of a training, of all its stages."""
+    return sum(stage.iterations for stage in run.trained.stages)
+
+
 def _last_iterations(run: Record) -> float:
     return sum(stage.network_passes / max(1, stage.iterations) for stage in run.trained.stages)
 

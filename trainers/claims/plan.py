@@ -6,8 +6,8 @@
     [[figures]]                      arms and measures to draw
 
 A measure is the id of a metric, compared prompt by prompt, or another of those in trainers/claims/measures.py.
-Arms of one claim must have equal budgets of network passes, unless one of them is not trained or is the other's
-start.
+Arms of one claim must have equal budgets of network passes, unless one of them is not trained or the claim says that
+it compares something else: equal updates, or an arm with where it began.
 """
 
 import hashlib
@@ -19,7 +19,7 @@ from typing import Any, Literal
 
 from benchmarks.config import UserError, build, config, nearest, parse_toml
 from benchmarks.suites import read_suite
-from leaderboards.studies import Claimed
+from leaderboards.studies import Claimed, Compared
 from trainers.config import RunConfig, merge, read_table
 
 FOLDER = Path(__file__).parent.parent / "configs" / "claims"
@@ -74,14 +74,18 @@ class ClaimConfig:
     claimed: Claimed = "above"
     smallest: float  # difference that would matter
     headline: bool = False
-    from_start: bool = False  # arms[1] is where arms[0] began: passes are not compared
+    at: Compared = "equal passes"
+    topic: str = ""  # heading under which a reader finds it
+    seeds: int = 0  # of training, for it to be judged; 0 = the plan's
     notes: str = ""
 
     def __post_init__(self) -> None:
         if self.smallest <= 0:
             raise ValueError("smallest must be above 0")
-        if self.from_start and not self.notes:
-            raise ValueError("from_start: say in notes what is compared, for passes are unequal")
+        if self.at != "equal passes" and not self.notes:
+            raise ValueError(f"at = {self.at!r}: say in notes what is compared, for passes are unequal")
+        if self.headline and self.seeds:
+            raise ValueError("a headline claim has the plan's headline_seeds: leave its seeds out")
 
 
 @config
@@ -114,6 +118,14 @@ class FigureConfig:
 
 
 @config
+class ChangeConfig:
+    """A change of the plan after some of its runs were known: readers must be told."""
+
+    date: str  # "2026-11-22"
+    what: str
+
+
+@config
 class Plan:
     """The whole of it."""
 
@@ -128,10 +140,17 @@ class Plan:
     arms: dict[str, ArmConfig]
     claims: tuple[ClaimConfig, ...]
     figures: tuple[FigureConfig, ...] = ()
+    levels: tuple[str, ...] = ()  # measures of every arm, to be told as they are
+    changes: tuple[ChangeConfig, ...] = ()
 
     def needed(self, claim: ClaimConfig) -> int:
         """Return the number of seeds that a claim is judged from."""
-        return self.headline_seeds if claim.headline else self.seeds
+        return self.headline_seeds if claim.headline else claim.seeds or self.seeds
+
+    @property
+    def most_seeds(self) -> int:
+        """The number of seeds that an arm can have."""
+        return max(self.seeds, self.headline_seeds, *(claim.seeds for claim in self.claims))
 
 
 @dataclass(frozen=True)
@@ -197,7 +216,7 @@ def read_study(path: Path) -> Study:
     if len({claim.id for claim in plan.claims}) < len(plan.claims):
         raise UserError(f"{path}: two claims have one id")
     for claim in plan.claims:
-        if not claim.from_start:
+        if claim.at == "equal passes":
             check_equal_passes(study, claim)
     return study
 

@@ -13,7 +13,8 @@ import numpy as np
 from benchmarks.config import UserError
 from leaderboards.schema import ResultError
 from leaderboards.seeds import SeedEffect, effect
-from leaderboards.studies import Claim, Claims, Effect, Figure, Point, Series, Source
+from leaderboards.statistics import holm
+from leaderboards.studies import Arm, Change, Claim, Claims, Effect, Figure, Level, Point, Series, Source
 from metrics.base import make
 from trainers.claims.measures import (
     NUMBERS,
@@ -21,6 +22,8 @@ from trainers.claims.measures import (
     described,
     differences,
     equal_passes,
+    equal_updates,
+    iterations,
     number,
 )
 from trainers.claims.plan import ClaimConfig, FigureConfig
@@ -39,9 +42,47 @@ def claims_of(runs: Runs, command: str) -> Claims:
         title=plan.title,
         about=plan.about,
         command=command,
-        claims=[_claim(runs, one) for one in plan.claims],
+        claims=_corrected([_claim(runs, one) for one in plan.claims]),
         figures=figures,
+        measures=[described(measure, metric_title)[0] for measure in plan.levels],
+        arms=[
+            _arm(runs, arm)
+            for arm, own in plan.arms.items()
+            if own.benchmark and plan.levels and _finished(runs, arm)
+        ],
+        changes=[Change(date=one.date, what=one.what) for one in plan.changes],
     )
+
+
+def _corrected(claims: Sequence[Claim]) -> list[Claim]:
+    """Return the claims, the headline ones with p by Holm for as many of them as have a p."""
+    tested = {claim.id: claim.p for claim in claims if claim.headline and claim.p is not None}
+    adjusted = dict(zip(tested, holm(list(tested.values())), strict=True))
+    return [claim.model_copy(update={"p_holm": adjusted.get(claim.id)}) for claim in claims]
+
+
+def _arm(runs: Runs, arm: str) -> Arm:
+    finished = _finished(runs, arm)
+    trained = [one for one in finished if one.training]
+    return Arm(
+        title=runs.study.title(arm),
+        seeds=len(trained),
+        network_passes=_mean([one.trained.network_passes for one in trained]),
+        iterations=_mean([iterations(one) for one in trained]),
+        levels=[_arm_level(measure, finished) for measure in runs.study.plan.levels],
+    )
+
+
+def _mean(counts: Sequence[int]) -> int:
+    return round(fmean(counts)) if counts else 0  # of an arm that is not trained
+
+
+def _arm_level(measure: str, finished: Sequence[Record]) -> Level | None:
+    try:
+        point = _level(measure, finished, "")
+    except UserError:  # a metric that this arm's benchmark has no value of
+        return None
+    return Level(value=point.y, low=point.low, high=point.high)
 
 
 def finished_seeds(runs: Runs, arms: Sequence[str], seeds: int) -> list[int]:
@@ -51,7 +92,7 @@ def finished_seeds(runs: Runs, arms: Sequence[str], seeds: int) -> list[int]:
 
 def _claim(runs: Runs, claim: ClaimConfig) -> Claim:
     plan, study = runs.study.plan, runs.study
-    seeds, needed = finished_seeds(runs, claim.arms, max(plan.seeds, plan.headline_seeds)), plan.needed(claim)
+    seeds, needed = finished_seeds(runs, claim.arms, plan.most_seeds), plan.needed(claim)
     arms = [_records(runs, arm, seeds) for arm in claim.arms]
     found, problem = _measured(claim, arms, len(seeds))
     text, unit = described(claim.measure, metric_title)
@@ -65,6 +106,8 @@ def _claim(runs: Runs, claim: ClaimConfig) -> Claim:
         statement=claim.statement,
         source=Source(paper=claim.source.paper, where=claim.source.where),
         arms=[study.title(arm) for arm in claim.arms],
+        at=claim.at,
+        topic=claim.topic,
         headline=claim.headline,
         effect=told,
         seeds=seeds,
@@ -74,6 +117,7 @@ def _claim(runs: Runs, claim: ClaimConfig) -> Claim:
         iterations=_unequal_iterations(arms),
         power=found.power(claim.claimed, claim.smallest) if found else None,
         detectable=found.detectable() if found else None,
+        p=found.p if found else None,
         verdict=judged.verdict if judged else "not judged",
         remark=judged.remark if judged else "",
         notes=" ".join(part for part in (claim.notes, problem and f"Not judged: {problem}.") if part),
@@ -82,8 +126,12 @@ def _claim(runs: Runs, claim: ClaimConfig) -> Claim:
 
 def _measured(claim: ClaimConfig, arms: Sequence[Sequence[Record]], seeds: int) -> tuple[SeedEffect | None, str]:
     """Return (the effect where two seeds or more are there, what keeps the claim from being judged)."""
-    trained = [one for arm in arms for one in arm if one.training]
-    if not claim.from_start and (unequal := equal_passes(trained)):
+    unequal = ""
+    if claim.at == "equal passes":
+        unequal = equal_passes([one for arm in arms for one in arm if one.training])
+    elif claim.at == "equal updates":
+        unequal = equal_updates(arms)
+    if unequal:
         return None, unequal
     if seeds < 2:
         return None, ""
@@ -177,8 +225,7 @@ def _level(measure: str, finished: Sequence[Record], x: float | str) -> Point:
 
 
 def _finished(runs: Runs, arm: str) -> list[Record]:
-    seeds = max(runs.study.plan.seeds, runs.study.plan.headline_seeds)
-    return _records(runs, arm, range(seeds) if runs.study.budget(arm) else (UNTRAINED,))
+    return _records(runs, arm, range(runs.study.plan.most_seeds) if runs.study.budget(arm) else (UNTRAINED,))
 
 
 def _records(runs: Runs, arm: str, seeds: Sequence[int]) -> list[Record]:
@@ -195,7 +242,7 @@ def _unequal_iterations(arms: Sequence[Sequence[Record]]) -> list[int]:
     """Return the mean iterations of each arm, [] where they are about equal or an arm was not trained."""
     if not all(one.training for arm in arms for one in arm) or not all(arms):
         return []
-    told = [round(fmean(sum(stage.iterations for stage in one.trained.stages) for one in arm)) for arm in arms]
+    told = [_mean([iterations(one) for one in arm]) for arm in arms]
     return told if max(told) - min(told) > SAME_ITERATIONS * max(told) else []
 
 

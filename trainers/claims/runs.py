@@ -134,11 +134,11 @@ class Runs:
         return self.state(item) == "begun" or not self._donated(item) & self._in_the_making()
 
     def _donated(self, item: Item) -> set[str]:
-        """Return the digests of the stages that others may start from: all but the last, those not there yet."""
+        """Return the digests of the stages that others may start from, or be: those not there yet."""
         if item.seed == UNTRAINED:
             return set()
         method, run = self.study.run(item.arm, item.seed)
-        lacking = [stage for stage in [*run.stages][:-1] if not stage_state(self.place(item), stage).exists()]
+        lacking = [stage for stage in run.stages if not stage_state(self.place(item), stage).exists()]
         return {run_digest(method, run, stage) for stage in lacking}
 
     def _in_the_making(self) -> set[str]:

@@ -51,7 +51,7 @@ def _needs(study: Study) -> Iterator[Item]:
         claim = min(rest, key=lambda one: _missing(study, one, taken))
         rest.remove(claim)
         taken |= set(claim.arms)
-        yield from items_of(study, claim.arms, range(plan.seeds))
+        yield from items_of(study, claim.arms, range(plan.needed(claim)))
     yield from items_of(study, [arm for figure in plan.figures for arm in figure.arms], range(plan.seeds))
 
 

@@ -246,9 +246,55 @@ def test_a_claim_against_its_own_start_compares_no_passes(stage: Stage) -> None:
         table["training"]["network_passes"] = 100
         path.write_text(json.dumps(table))
     assert "network passes differ" in claims_of(stage.runs(), "c").claims[1].notes
-    start = PLAN.replace("smallest = 0.2", 'smallest = 0.2\nfrom_start = true\nnotes = "Against its start."')
+    start = PLAN.replace("smallest = 0.2", 'smallest = 0.2\nat = "its start"\nnotes = "Against its start."')
     claim = claims_of(stage.runs(start), "c").claims[1]
-    assert (claim.verdict, claim.notes) == ("holds", "Against its start.")
+    assert (claim.verdict, claim.notes, claim.at) == ("holds", "Against its start.", "its start")
+
+
+def test_a_claim_at_equal_updates_asks_for_them(stage: Stage) -> None:
+    assert stage.call(hours=1.0) == 0
+    equal = PLAN.replace("smallest = 0.2", 'smallest = 0.2\nat = "equal updates"\nnotes = "Updates."')
+    assert claims_of(stage.runs(equal), "c").claims[1].verdict == "holds"
+    path = stage.folder / "s" / "runs" / "plain-s1.json"
+    table = json.loads(path.read_text())
+    table["training"]["stages"][0]["iterations"] += 2
+    path.write_text(json.dumps(table))
+    claim = claims_of(stage.runs(equal), "c").claims[1]
+    assert claim.verdict == "not judged" and "updates differ: other-s1 20, plain-s1 22" in claim.notes
+
+
+def test_levels_of_arms_and_holms_p_are_told(stage: Stage) -> None:
+    assert stage.call(hours=1.0) == 0
+    levels = (
+        'levels = ["shapes_geneval", "set:micro_recall"]\n[[changes]]\ndate = "2026-11-22"\nwhat = "More seeds."\n'
+    )
+    told = claims_of(
+        stage.runs(PLAN.replace("benchmark_seconds = 10.0\n", f"benchmark_seconds = 10.0\n{levels}")), "c"
+    )
+    arms = {arm.title: arm for arm in told.arms}
+    assert set(arms) == {"teacher", "plain", "a better one", "other"}  # all that are benchmarked
+    judge, recall = arms["plain"].levels
+    assert judge is not None and judge.value == pytest.approx(0.4, abs=0.05) and judge.low is not None
+    assert recall is not None and told.measures[0].startswith("micro GenEval")
+    assert (arms["plain"].seeds, arms["plain"].network_passes, arms["plain"].iterations) == (3, 1500, 20)
+    assert (arms["teacher"].seeds, arms["teacher"].network_passes) == (0, 0)
+    assert [change.what for change in told.changes] == ["More seeds."]
+    first, second, _ = told.claims
+    assert first.p is not None and first.p_holm == first.p  # of a single headline claim
+    assert second.p_holm is None and second.p is None  # nothing varies in it
+
+
+def test_an_arm_that_is_anothers_first_stage_is_not_trained_twice(stage: Stage) -> None:
+    """It begins, and ends, with the state that the longer run has kept."""
+    assert stage.call(hours=1.0) == 0
+    alone = PLAN.replace("[arms.better]", '[arms.start]\nbase = "rtdmd"\nstages = ["cold_start"]\n\n[arms.better]')
+    runs = stage.runs(alone)
+    item = Item("start", 0)
+    assert runs.passes_left(item) == 0
+    method, run = runs.study.run("start", 0)
+    donate_stage(method, run, runs.place(item))
+    kept = stage_state(runs.place(Item("better", 0)), "cold_start")
+    assert (runs.place(item) / STATE).read_bytes() == kept.read_bytes()
 
 
 def test_listing_tells_passes_and_hours_and_trains_nothing(stage: Stage, capsys: pytest.CaptureFixture[str]) -> None:

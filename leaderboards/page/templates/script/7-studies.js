@@ -26,10 +26,24 @@ const claimOf = (claim) => {
   return h("article", { class: "card claim", id: `claim-${claim.id}` },
     h("h4", {}, h("span", { class: `verdict-chip ${OUTCOME[claim.verdict]}` }, claim.verdict), " ", claim.remark ? h("span", { class: "quiet" }, `${claim.remark}: `) : null, claim.statement),
     h("p", { class: "quiet" }, `${claim.source.paper}, ${claim.source.where}`),
-    h("p", {}, h("bdi", {}, claim.arms[0]), " − ", h("bdi", {}, claim.arms[1]), e ? [`: ${e.measure} `, h("strong", {}, signed(e.value)), `${e.unit ? ` ${e.unit}` : ""}, 95 % ${number(e.low)} to ${number(e.high)}; claimed to lie ${e.claimed} 0, and to matter from ${number(e.smallest)}.`] : "."),
+    h("p", {}, h("strong", {}, h("bdi", {}, claim.arms[0])), " minus ", h("strong", {}, h("bdi", {}, claim.arms[1])), claim.at === "equal updates" ? " (at equal updates)" : "", e ? [`: ${e.measure} `, h("strong", {}, signed(e.value)), `${e.unit ? ` ${e.unit}` : ""}, 95 % ${number(e.low)} to ${number(e.high)}; claimed to lie ${e.claimed} 0, and to matter from ${number(e.smallest)}.`] : "."),
     e ? balance(e.value, e.low, e.high, reach) : null,
     claim.figure ? figureOf(claim.figure) : null,
-    h("p", { class: "quiet" }, `${claim.seeds.length}${claim.seeds.length < claim.seeds_needed ? ` of ${claim.seeds_needed}` : ""} seeds of training`, claim.prompts ? `, ${claim.prompts} prompts × ${claim.images_per_prompt} pictures` : e ? ", the interval covers these alone" : "", claim.iterations.length ? `, ${claim.iterations.map(plain).join(" and ")} iterations` : "", claim.power === null ? "; power unknown" : `; power ${Math.round(100 * claim.power)} % for a difference that matters`, claim.detectable === null ? "" : `, 80 % from about ${number(claim.detectable)} on`, claim.notes ? `. ${claim.notes}` : "."));
+    h("p", { class: "quiet" }, `${claim.seeds.length}${claim.seeds.length < claim.seeds_needed ? ` of ${claim.seeds_needed}` : ""} seeds of training`, claim.prompts ? `, ${claim.prompts} prompts × ${claim.images_per_prompt} pictures` : e ? ", the interval covers these alone" : "", claim.iterations.length ? `, ${claim.iterations.map(plain).join(" and ")} iterations` : "", claim.power === null ? "; power unknown" : `; power ${Math.round(100 * claim.power)} % for a difference that matters`, claim.detectable === null ? "" : `, 80 % from about ${number(claim.detectable)} on`, claim.headline && claim.p !== null ? `; p ${number(claim.p)}${claim.p_holm === null ? "" : `, by Holm ${number(claim.p_holm)}`}` : "", claim.notes ? `. ${claim.notes}` : "."));
+};
+const levelOf = (level) => (level === null ? "–" : level.low === null ? level.value.toFixed(3) : `${level.value.toFixed(3)} ± ${((level.high - level.low) / 2).toFixed(3)}`);
+const levelsOf = (study) => scroll(`Levels of the arms: ${study.title}`, h("table", {},
+  h("thead", {}, h("tr", {}, heading("Arm"), [...study.measures, "seeds", "network passes", "iterations"].map((title) => heading(title, "col", { class: "num" })))),
+  h("tbody", {}, study.arms.map((arm) => h("tr", {}, h("th", { scope: "row" }, h("bdi", {}, arm.title)), arm.levels.map((level) => h("td", { class: "num" }, levelOf(level))),
+    [arm.seeds, arm.network_passes, arm.iterations].map((count) => h("td", { class: "num" }, arm.seeds ? plain(count) : "–")))))));
+// The headline claims, then the others by topic, as leaderboards/study_report.py orders them.
+const sectionsOf = (claims) => {
+  const found = new Map([["Headline claims", claims.filter((claim) => claim.headline)]]);
+  for (const claim of claims.filter((one) => !one.headline)) {
+    const topic = claim.topic || "Further claims";
+    found.set(topic, [...(found.get(topic) ?? []), claim]);
+  }
+  return [...found].filter(([, chosen]) => chosen.length);
 };
 const studyHead = (study) => [h("h2", {}, study.title), h("p", { class: "quiet" }, `${study.about} Made by `, h("code", {}, study.command), ".")];
 
@@ -44,10 +58,9 @@ fewstep.views.claims = {
       h("div", { class: "tools" }, select("Verdict", wanted, [["", "all"], ...Object.keys(OUTCOME).map((v) => [v, v])], (verdict) => state.set({ verdict }))),
       studies.map((study) => [studyHead(study),
         h("p", {}, counts(study).map(([v, n]) => [h("span", { class: `verdict-chip ${OUTCOME[v]}` }, `${v}: ${n}`), " "])),
-        [["Headline claims", true], ["Further claims", false]].map(([title, headline]) => {
-          const chosen = Object.keys(OUTCOME).flatMap((v) => study.claims.filter((c) => c.headline === headline && c.verdict === v && (!wanted || v === wanted)));
-          return chosen.length ? [h("h3", {}, title), h("div", { class: "cards wide" }, chosen.map(claimOf))] : null;
-        }),
+        sectionsOf(study.claims.filter((c) => !wanted || c.verdict === wanted)).map(([title, chosen]) => [h("h3", {}, title), h("div", { class: "cards wide" }, chosen.map(claimOf))]),
+        wanted || !study.arms.length ? null : [h("h3", {}, "Levels of the arms"), levelsOf(study)],
+        wanted || !study.changes.length ? null : [h("h3", {}, "Changes of the plan after runs were known"), h("ul", {}, study.changes.map((change) => h("li", {}, `${change.date}: ${change.what}`)))],
         wanted || !study.figures.length ? null : [h("h3", {}, "Figures"), h("div", { class: "cards wide" }, study.figures.map((figure) => h("article", { class: "card" }, figureOf(figure))))]]),
       h("p", { class: "quiet" }, reading),
     ];
