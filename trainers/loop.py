@@ -51,7 +51,9 @@ from trainers.prompts import PromptStream, read_training_prompts
 from trainers.rehearsal import Rehearsal, rehearsed
 from trainers.rewards import load_rewards
 
-PARTS = frozenset({"position", "passes", "prompts", "log_lines", "curves", "stages", "trainer"})  # of a checkpoint
+PARTS = frozenset(
+    {"position", "passes", "prompts", "log_lines", "recent", "curves", "stages", "trainer"}
+)  # of a checkpoint
 # What may change between starts
 FREE = frozenset({"name", "benchmark", "export", "backbone.name", "backbone.sharded", "backbone.compile"})
 
@@ -108,6 +110,7 @@ class Loop:
         self._curves: list[dict[str, Any]] = []
         self._stages: list[dict[str, Any]] = []  # what training.json tells of each finished stage
         self._log_lines = 0
+        self._recent: dict[str, float] = {}  # the latest of every value since the last line of the log
 
     def train(self, until: float = math.inf) -> Path:
         """Run every stage that is not finished; return the folder of the exported student.
@@ -208,11 +211,12 @@ class Loop:
                     self._measure(trainer, position)
                     if self._has_fallen(position):
                         break
-                logs = self._step(trainer, position.iteration)
+                self._recent |= self._step(trainer, position.iteration)
                 position.iteration, position.total = position.iteration + 1, position.total + 1
-                if position.iteration % run.log_every == 0:
-                    self._log(position, self._mean(logs))
-                progress.show(done, position.iteration, logs)
+                progress.show(done, position.iteration, self._recent)
+                if position.iteration % run.log_every == 0:  # not every iteration updates all the roles
+                    self._log(position, self._mean(self._recent))
+                    self._recent = {}
                 due = self._due()
                 if (due or position.iteration % run.checkpoint_every == 0) and self._fraction(stage, position) < 1:
                     self._checkpoint(trainer, position)
@@ -222,6 +226,7 @@ class Loop:
             if not position.stopped_by:
                 self._measure(trainer, position)
             self._close(trainer, position)
+            self._recent = {}  # the next stage's lines are its own
             self._checkpoint(trainer, position)
         if self.accelerator.is_main_process and position.stage != list(run.stages)[-1]:
             keep_state(self.folder, position.stage)
@@ -317,6 +322,7 @@ class Loop:
                 "passes": self.backbone.passes,
                 "prompts": self._stream.position,
                 "log_lines": self._log_lines,
+                "recent": self._recent,
                 "curves": self._curves,
                 "stages": self._stages,
                 "trainer": trainer.state_dict(),
@@ -331,7 +337,7 @@ class Loop:
             lines = log.read_text(encoding="utf-8").splitlines(keepends=True)
             write_text(log, "".join(lines[: state["log_lines"] if state else 0]))
         if state:
-            self._log_lines = state["log_lines"]
+            self._log_lines, self._recent = state["log_lines"], state["recent"]
             trainer.load_state_dict(state["trainer"])
             self.backbone.passes, self._stream.position = state["passes"], state["prompts"]
             self._curves, self._stages = state["curves"], state["stages"]

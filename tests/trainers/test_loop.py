@@ -98,6 +98,43 @@ def test_an_interrupted_run_ends_bit_for_bit_like_an_uninterrupted_one(
         assert (whole / file).read_bytes() == (again / file).read_bytes(), file
 
 
+@pytest.mark.parametrize("kill", [0, 2])
+def test_the_log_holds_what_only_some_iterations_do(
+    pipeline_folder: Path, prompt_file: Path, tmp_path: Path, kill: int
+) -> None:
+    """The student is updated in iterations 0, 2 and 4; a line is written after 4 of each stage."""
+    changes = {"log_every": 4, "checkpoint_every": 1, "stages": {"reinforce": {"iterations": 5}}}
+    run = settings(pipeline_folder, prompt_file, **changes)
+    seen: list[int] = []
+    for interrupted in range(kill):
+        loop = Loop("rtdmd", run, tmp_path / "run")
+        step = loop._step
+
+        def stop(*arguments: Any, at: int = 3 + 5 * interrupted, step: Any = step) -> dict[str, float]:
+            seen.append(1)
+            if len(seen) > at:
+                raise Killed
+            return step(*arguments)
+
+        loop._step = stop  # type: ignore[method-assign]
+        with pytest.raises(Killed):
+            loop.train()
+        seen.pop()
+    Loop("rtdmd", run, tmp_path / "run").train()
+    first, second = (line for line in log_lines(tmp_path / "run") if "fake_score_loss" in line)
+    assert (first["stage"], first["iteration"], second["stage"], second["iteration"]) == (
+        "cold_start", 4, "reinforce", 4
+    )  # fmt: skip
+    assert {"dmd_loss", "student_norm"} <= first.keys() and not any(key.startswith("reward") for key in first)
+    assert {"reward_std/redness", "dmd_loss"} <= second.keys()
+    assert log_lines(tmp_path / "run") == whole_log(run, tmp_path)
+
+
+def whole_log(run: RunConfig, folder: Path) -> list[dict[str, Any]]:
+    Loop("rtdmd", run, folder / "whole").train()
+    return log_lines(folder / "whole")
+
+
 def assert_same(one: Any, two: Any) -> None:
     if isinstance(one, torch.Tensor):
         assert torch.equal(one, two)
