@@ -6,6 +6,14 @@
 
     read_toml(DmdConfig, Path("dmd.toml"), overrides=["guidance_scale=3"])
 
+A nested table changes the keys that it names. What it leaves out is what the field's own default says, which need not
+be what the nested class says of itself:
+
+    student: OptimiserConfig = OptimiserConfig(lr=1e-5)    # student = {weight_decay = 0.01} keeps that rate
+
+Where one key stands for another (a list of levels for a shift), the nested class says so in REPLACES: a table that
+names the first takes the second from the class, not from the field's default.
+
 Validation is pydantic's (strict: "3" is no number, 3 is a fine float, nan and inf are none); ranges are checked in
 `__post_init__` by raising ValueError.
 """
@@ -40,7 +48,7 @@ def build(cls: type[T], table: Mapping[str, Any], where: str) -> T:
     Raises UserError for an unknown key, a wrong type or a value out of range."""
     try:
         # By way of JSON: there, strict validation still takes a table for a dataclass and an array for a tuple.
-        return TypeAdapter(cls).validate_json(json.dumps(table, default=str))
+        return TypeAdapter(cls).validate_json(json.dumps(_completed(cls, table), default=str))
     except ValidationError as error:
         raise UserError("; ".join(_explain(cls, detail, where) for detail in error.errors())) from error
 
@@ -86,6 +94,34 @@ def located(where: str) -> Iterator[None]:
         raise UserError(f"{where}: {error}") from error
 
 
+def _completed(cls: Any, table: Mapping[str, Any]) -> dict[str, Any]:
+    """Return a table whose nested ones hold what the defaults of their fields say."""
+    defaults = {f.name: f.default for f in fields(cls)}
+    nested = {key: value for key, value in table.items() if isinstance(value, Mapping) and key in defaults}
+    return dict(table) | {
+        key: _over(defaults[key], value) if is_dataclass(defaults[key]) else _completed_inside(cls, key, value)
+        for key, value in nested.items()
+    }
+
+
+def _completed_inside(cls: Any, key: str, table: Mapping[str, Any]) -> Mapping[str, Any]:
+    """Return the table of a field whose default is no config; it may be of a config all the same."""
+    inner = _class_at(cls, key)
+    return table if inner is cls else _completed(inner, table)
+
+
+def _over(default: Any, table: Mapping[str, Any]) -> dict[str, Any]:
+    """Return a config's table with another one laid over it."""
+    replaced = {name for key in table for name in getattr(type(default), "REPLACES", {}).get(key, ())}
+    kept = {key: value for key, value in as_table(default).items() if key not in replaced}
+    return kept | {
+        key: _over(getattr(default, key), value)
+        if isinstance(value, Mapping) and is_dataclass(getattr(default, key, None))
+        else value
+        for key, value in table.items()
+    }
+
+
 def _toml_value(text: str) -> Any:
     try:
         return tomllib.loads(f"value = {text}")["value"]
@@ -123,7 +159,11 @@ def _explain(cls: type, detail: Any, where: str) -> str:
 def _known_keys(cls: Any, path: list[str]) -> list[str]:
     """Names of the fields of the (nested) dataclass at `path`."""
     for part in path:
-        kinds = {f.name: f.type for f in fields(cls)}
-        kind = kinds.get(part, cls)  # an index into a tuple of configs leaves the class as it is
-        cls = next((inner for inner in (kind, *get_args(kind)) if is_dataclass(inner)), cls)
+        cls = _class_at(cls, part)
     return [f.name for f in fields(cls)]
+
+
+def _class_at(cls: Any, key: str) -> Any:
+    """Return the dataclass of a field, `cls` itself where it has none: an index into a tuple of configs leaves it."""
+    kind = {f.name: f.type for f in fields(cls)}.get(key, cls)
+    return next((inner for inner in (kind, *get_args(kind)) if is_dataclass(inner)), cls)

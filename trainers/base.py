@@ -10,7 +10,7 @@ state_dict / load_state_dict      resume is bit-exact
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
 from functools import partial
-from typing import Annotated, Any, Literal, Protocol, TypeVar
+from typing import Annotated, Any, ClassVar, Literal, Protocol, TypeVar
 
 import torch
 from annotated_types import Ge
@@ -43,6 +43,7 @@ class SdeSamplerConfig:
     num_inference_steps: int = 4  # K
     sigmas: tuple[float, ...] = ()  # t_0 > ... > t_{K-1}; () = K even steps from 1, shifted once
     shift: float = 1.0  # of the even steps
+    REPLACES: ClassVar = {"sigmas": ("shift",), "shift": ("sigmas",), "num_inference_steps": ("sigmas",)}
 
     def __post_init__(self) -> None:
         if self.sigmas and self.shift != 1:

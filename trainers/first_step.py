@@ -17,7 +17,7 @@ Axes: B samples, then any latent axes.
 
 from collections.abc import Sequence
 from itertools import pairwise
-from typing import Literal
+from typing import ClassVar, Literal
 
 import torch
 from torch import Tensor
@@ -42,6 +42,7 @@ class FirstStepConfig:
     sigmas: tuple[float, ...] = ()  # the levels that its K_a steps end at, instead of schedule and shift
     form: Literal["velocity", "x0"] = "velocity"
     scale: float = 1.0  # of the x0 form
+    REPLACES: ClassVar = {"sigmas": ("schedule", "shift"), "k_anchor": ("sigmas",)}
 
     def __post_init__(self) -> None:
         if self.weight < 0 or self.scale <= 0 or self.shift <= 0:

@@ -1,4 +1,5 @@
 from pathlib import Path
+from typing import Any, ClassVar
 
 import pytest
 
@@ -20,6 +21,48 @@ class Outer:
     limit: float = float("inf")
     inner: Inner = Inner()
     sizes: tuple[int, ...] = ()
+
+
+@config
+class Grid:
+    """Even steps, or levels in their place."""
+
+    steps: int = 4
+    levels: tuple[float, ...] = ()
+    shift: float = 1.0
+    inner: Inner = Inner(eta=0.5)
+    REPLACES: ClassVar = {"levels": ("shift",), "steps": ("levels",)}
+
+
+@config
+class Method:
+    """Fields with defaults of their own."""
+
+    grid: Grid = Grid(steps=8, shift=3.0, inner=Inner(eta=0.2))
+    listed: Grid = Grid(levels=(1.0, 0.5))
+    other: Grid | None = None
+
+
+@pytest.mark.parametrize(
+    ("table", "changed"),
+    [
+        ({}, {}),
+        ({"grid": {}}, {}),
+        ({"grid": {"steps": 2}}, {"steps": 2}),
+        ({"grid": {"inner": {}}}, {}),
+        ({"grid": {"inner": {"eta": 0.7}}}, {"inner": {"eta": 0.7}}),
+        ({"grid": {"levels": [1.0]}}, {"levels": [1.0], "shift": 1.0}),  # levels stand for the shift of even steps
+    ],
+)
+def test_a_nested_table_changes_the_keys_that_it_names(table: dict[str, Any], changed: dict[str, Any]) -> None:
+    assert as_table(build(Method, table, "m"))["grid"] == as_table(Method())["grid"] | changed
+
+
+def test_what_has_no_default_of_its_own_has_the_classes() -> None:
+    found = build(Method, {"other": {"inner": {}}, "listed": {"steps": 2}}, "m")
+    assert found.other == Grid() and found.listed == Grid(steps=2)
+    with pytest.raises(UserError, match=r"m: unknown key 'grid.shifft'; did you mean 'shift'"):
+        build(Method, {"grid": {"shifft": 1.0}}, "m")
 
 
 @pytest.mark.parametrize(
