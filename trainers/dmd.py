@@ -24,7 +24,8 @@ from trainers.flow import RenoiseLaw, Velocity, interpolate, x0_from_v
 from trainers.learner import EmaConfig, Learner, OptimiserConfig
 from trainers.renoised import renoised_rollout
 from trainers.rewards import RewardBank
-from trainers.rollout import rollout
+from trainers.rollout import Step, rollout
+from trainers.schedules import Schedule, laid_out
 
 Normaliser = Literal["x0_teacher", "xt_teacher", "none"]
 Prediction = Literal["velocity", "eps"]
@@ -35,8 +36,8 @@ def dmd_gradient(
 ) -> Tensor:
     """Return g = (x0_fake - x0_teacher) / N, the direction that descent moves x0 against, without gradient.
 
-    N per sample, mean over latent axes: |x0 - x0_teacher| (DMD2), |x_t - x0_teacher| (needs x_t), or 1. Where N is 0
-    all three agree, and g is 0."""
+    N per sample, mean over latent axes: |x0 - x0_teacher| (DMD2; DMDR adds 1e-8), |x_t - x0_teacher| (needs x_t), or
+    1. Where N is 0 the sample is where the teacher wants it, and g is 0."""
     difference = (x0_fake - x0_teacher).detach()
     if normaliser == "none":
         return difference
@@ -94,8 +95,12 @@ def last_step_x0(
 
     scale, here and below: the factor of unit noise z that the sampler begins with."""
     k = 1 + draws.index(protocol.num_inference_steps)
-    steps = rollout(student, scale * z, protocol, lambda _: draws.normal_like(z), last=k, grad={k} if grad else ())
-    return steps[-1].x0
+    return step_reached(student, scale * z, protocol, draws, k, grad).x0
+
+
+def step_reached(student: Velocity, x: Tensor, protocol: Protocol, draws: Draws, k: int, grad: bool) -> Step:
+    """Return step k of the student's own way from the sampler's start x [B, ...]; with `grad`, its graph alone."""
+    return rollout(student, x, protocol, lambda _: draws.normal_like(x), last=k, grad={k} if grad else ())[-1]
 
 
 def renoised_rollout_x0(
@@ -137,6 +142,7 @@ class DmdConfig:
     """Settings of the baseline."""
 
     sampler: SamplerConfig = SamplerConfig()
+    student_schedule: Schedule = "explicit_shift"  # of the student's levels: those of `sampler`
     guidance_scale: Guidance = 5.0  # of the teacher; 1 = off
     batch_size: int = 32  # prompts per iteration and process
     fake_score_updates: int = 2  # R, per student update
@@ -175,7 +181,7 @@ class Dmd(DistillationTrainer):
         extra: Mapping[str, Sequence[nn.Parameter]] | None = None,
     ) -> None:
         """extra: more parameters of "student" or "fake_score", trained by its optimiser."""
-        super().__init__(config, backbone, world, config.sampler, extra=extra)
+        super().__init__(config, backbone, world, laid_out(config.sampler, config.student_schedule), extra=extra)
         self.config = config
 
     def step(self, prompts: Sequence[Prompt], iteration: int) -> Logs:

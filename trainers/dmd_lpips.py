@@ -20,12 +20,10 @@ from torch import Tensor
 from benchmarks.config import config
 from metrics.base import Prompt
 from trainers.backbones.base import Backbone
-from trainers.base import Guidance, Networks, SamplerConfig, World, register
-from trainers.dmd import Dmd, DmdConfig, Normaliser, X0Source
-from trainers.dp_dmd import ONE_LEVEL
-from trainers.flow import RenoiseLaw
+from trainers.base import Networks, World, register
+from trainers.dmd import Dmd, DmdConfig, X0Source
+from trainers.dp_dmd import DpDmdRecipe
 from trainers.latents import TeacherSamples, TeacherSamplesConfig
-from trainers.learner import EmaConfig, OptimiserConfig
 from trainers.perceptual import MEASURED_BY, Perceptual, load_perceptual, reduced
 from trainers.rewards import RewardBank
 
@@ -45,20 +43,10 @@ class LpipsConfig:
 
 
 @config
-class DmdLpipsConfig(DmdConfig):
+class DmdLpipsConfig(DpDmdRecipe, DmdConfig):
     """Settings of DMD-LPIPS: DMD's with DP-DMD's values, and the regression."""
 
-    sampler: SamplerConfig = SamplerConfig(sampler="euler", shift=3.0)
-    guidance_scale: Guidance = 3.5  # of the teacher; 1 = off
-    batch_size: int = 4
-    fake_score_updates: int = 5
     x0_source: X0Source = "full_rollout"
-    normaliser: Normaliser = "xt_teacher"
-    renoise: RenoiseLaw = ONE_LEVEL
-    fake_score_renoise: RenoiseLaw = ONE_LEVEL
-    student: OptimiserConfig = OptimiserConfig(lr=1e-5)
-    fake_score: OptimiserConfig = OptimiserConfig(lr=1e-5)
-    ema: EmaConfig = EmaConfig(decay=0.0)
     lpips: LpipsConfig = LpipsConfig()
     teacher_samples: TeacherSamplesConfig = TeacherSamplesConfig()
 

@@ -33,7 +33,7 @@ from trainers.base import Guidance, Logs, Roles, RolesTrainer, SamplerConfig, Wo
 from trainers.dmd import Normaliser, Prediction, descend, fake_score_loss, student_loss
 from trainers.dpo import DpoTerm, follow, online_dpo_loss
 from trainers.dynamic import DynaDgConfig, DynaRsConfig
-from trainers.first_step import FirstStepConfig, first_step_loss
+from trainers.first_step import FirstStepConfig, first_step_term
 from trainers.flow import RenoiseLaw
 from trainers.groups import spread
 from trainers.grpo import GrpoTerm, check_grpo, collect, grpo_loss
@@ -77,6 +77,12 @@ class DmdrConfig:
             raise ValueError("batch_size and fake_score_updates must be at least 1")
         if self.guidance_jitter < 0 or self.rl_weight <= 0 or self.fake_scale <= 0:
             raise ValueError("guidance_jitter must be at least 0, rl_weight and fake_scale above 0")
+        if 1 < self.guidance_scale < 1 + self.guidance_jitter:
+            raise ValueError("guidance_scale - guidance_jitter must be at least 1: below it guidance is off")
+        if self.simulation == "final" and self.sampler.cps_eta > 0:
+            raise ValueError(
+                'simulation = "final" is for deterministic samplers: set sampler.sampler = "euler", or "predictions"'
+            )
         if not 0 <= self.rl_eta <= 1:
             raise ValueError("rl_eta must lie in [0, 1]")
         if self.reinforced and self.groups > self.batch_size:
@@ -177,8 +183,7 @@ class Dmdr(RolesTrainer):
         if c.dp_first_step.weight:
             networks = self.roles.networks(prompts, c.guidance_scale)
             z = self.roles.start(len(prompts), self._protocol)
-            loss = first_step_loss(networks, z, self._protocol, c.dp_first_step)
-            losses["first_step_loss"] = c.dp_first_step.weight * loss
+            losses |= first_step_term(networks, z, self._protocol, c.dp_first_step)
         return losses, logs
 
     def _dmd_loss(self, x0: Tensor, prompts: Sequence[Prompt], i: int, weight: Tensor | float) -> Tensor:

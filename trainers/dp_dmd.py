@@ -24,7 +24,7 @@ from metrics.base import Prompt
 from trainers.backbones.base import Backbone
 from trainers.base import DistillationTrainer, Guidance, Logs, Networks, SamplerConfig, World, register
 from trainers.dmd import Normaliser, Prediction, descend, fake_score_loss, student_loss
-from trainers.first_step import FirstStepConfig, first_step_loss
+from trainers.first_step import FirstStepConfig, first_step_term
 from trainers.flow import RenoiseLaw
 from trainers.learner import EmaConfig, OptimiserConfig
 from trainers.rewards import RewardBank
@@ -35,27 +35,35 @@ ONE_LEVEL = RenoiseLaw(low=0.003, high=1.0, shift=3.0, per="batch")
 
 
 @config
-class DpDmdConfig:
-    """Settings of DP-DMD."""
+class DpDmdRecipe:
+    """What DP-DMD and the methods that it is compared with have in common."""
 
     sampler: SamplerConfig = SamplerConfig(sampler="euler", shift=3.0)
     student_schedule: Schedule = "diffusers_n"  # of the student's levels; explicit_shift: those of `sampler`
     guidance_scale: Guidance = 3.5  # of the teacher, at its anchor and in L_dmd; 1 = off
     batch_size: int = 4  # prompts per iteration and process
     fake_score_updates: int = 5  # R, before each update of the student
-    first_step: FirstStepConfig = FirstStepConfig(weight=0.05, shift=3.0)  # λ, K_a
-    detach_after_first: bool = True  # cut the graph behind step 1
     normaliser: Normaliser = "xt_teacher"
     renoise: RenoiseLaw = ONE_LEVEL
     fake_score_renoise: RenoiseLaw = ONE_LEVEL
-    fake_score_loss: Prediction = "velocity"  # eps: as eps models are trained
     student: OptimiserConfig = OptimiserConfig(lr=1e-5)
     fake_score: OptimiserConfig = OptimiserConfig(lr=1e-5)
     ema: EmaConfig = EmaConfig(decay=0.0)
 
+
+@config
+class DpDmdConfig(DpDmdRecipe):
+    """Settings of DP-DMD."""
+
+    first_step: FirstStepConfig = FirstStepConfig(weight=0.05, shift=3.0)  # λ, K_a
+    detach_after_first: bool = True  # cut the graph behind step 1
+    fake_score_loss: Prediction = "velocity"  # eps: as eps models are trained
+
     def __post_init__(self) -> None:
         if self.batch_size < 1 or self.fake_score_updates < 1:
             raise ValueError("batch_size and fake_score_updates must be at least 1")
+        if self.sampler.cps_eta > 0:
+            raise ValueError('the student runs a deterministic sampler: set sampler.sampler = "euler"')
         if self.detach_after_first and self.sampler.num_inference_steps == 1:
             raise ValueError("detach_after_first leaves distribution matching no step at num_inference_steps = 1")
 
@@ -98,9 +106,7 @@ class DpDmd(DistillationTrainer):
         t, eps = c.renoise.draw(x0, self.roles.draws)
         losses = {"dmd_loss": student_loss(x0, networks.teacher, networks.fake_score, t, eps, c.normaliser)}
         # 3. The first step follows the teacher's trajectory from the same noise
-        if c.first_step.weight:
-            first = first_step_loss(networks, z, self._protocol, c.first_step, v=steps[0].v)
-            losses["first_step_loss"] = c.first_step.weight * first
+        losses |= first_step_term(networks, z, self._protocol, c.first_step, v=steps[0].v)
         return descend("student", self.roles.student, losses)
 
     def _roll_out(self, networks: Networks, z: Tensor) -> list[Step]:

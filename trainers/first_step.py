@@ -77,6 +77,13 @@ def teacher_anchor(teacher: Velocity, z: Tensor, levels: Sequence[float]) -> Ten
     return x
 
 
+def first_step_term(
+    networks: Networks, z: Tensor, protocol: Protocol, c: FirstStepConfig, v: Tensor | None = None
+) -> dict[str, Tensor]:
+    """Return lambda L by its name in a log; {} where lambda is 0, and then no call is made."""
+    return {"first_step_loss": c.weight * first_step_loss(networks, z, protocol, c, v)} if c.weight else {}
+
+
 def first_step_loss(
     networks: Networks, z: Tensor, protocol: Protocol, c: FirstStepConfig, v: Tensor | None = None
 ) -> Tensor:

@@ -31,8 +31,9 @@ from trainers import ac_dmd, subgrpo
 from trainers.ac_dmd import AcDmdConfig
 from trainers.backbones.base import Backbone
 from trainers.base import Guidance, Logs, Networks, Roles, RolesTrainer, SamplerConfig, World, register
+from trainers.dmd import descend, step_reached
 from trainers.draws import Noise
-from trainers.first_step import FirstStepConfig, first_step_loss
+from trainers.first_step import FirstStepConfig, first_step_term
 from trainers.group_rollout import gathered_advantages
 from trainers.groups import group_noise, repeat_members
 from trainers.learner import EmaConfig, OptimiserConfig
@@ -115,9 +116,7 @@ class Rtdmd(RolesTrainer):
                 x_s, s = self._random_step(networks, len(prompts), grad=True)
             losses = {"dmd_loss": self._student_loss(networks, x_s, s, self.roles.draws)}
             losses |= self._first_step_loss(networks, x_s, self.roles.draws)
-            torch.stack(list(losses.values())).sum().backward()
-            logs |= {name: loss.item() for name, loss in losses.items()}
-            logs["student_norm"] = self.roles.student.update()
+            logs |= descend("student", self.roles.student, losses)
         return logs
 
     def _reinforce(self, prompts: Sequence[Prompt], iteration: int) -> Logs:
@@ -174,7 +173,7 @@ class Rtdmd(RolesTrainer):
         if not c.weight:
             return {}
         z = self.roles.noise_scale(self._protocol) * draws.normal_like(like)
-        return {"first_step_loss": c.weight * first_step_loss(networks, z, self._protocol, c)}
+        return first_step_term(networks, z, self._protocol, c)
 
     @property
     def _subset_size(self) -> int:
@@ -232,9 +231,7 @@ class Rtdmd(RolesTrainer):
     def _random_step(self, networks: Networks, count: int, grad: bool) -> tuple[Tensor, float]:
         """Return (x_s, s) of a step k ~ U{1..K}, reached by the student itself."""
         k, x = 1 + self.roles.draws.index(self._last), self.roles.start(count, self._protocol)
-        noise = self.roles.draws.normal_like
-        steps = rollout(networks.student, x, self._protocol, lambda _: noise(x), last=k, grad={k} if grad else ())
-        return self._anchor(steps[-1])
+        return self._anchor(step_reached(networks.student, x, self._protocol, self.roles.draws, k, grad))
 
     def _anchor(self, step: Step) -> tuple[Tensor, float]:
         return ac_dmd.anchor_sample(step, self.config.ac_dmd.anchor)
@@ -242,8 +239,7 @@ class Rtdmd(RolesTrainer):
     def _update_fake_score(self, networks: Networks, x_s: Tensor, s: float) -> Logs:
         c = self.config
         loss = ac_dmd.fake_score_loss(networks.fake_score, x_s, s, c.sampler.cps_eta, c.ac_dmd, self.roles.draws)
-        loss.backward()
-        return {"fake_score_loss": loss.item(), "fake_score_norm": self.roles.fake_score.update()}
+        return descend("fake_score", self.roles.fake_score, {"fake_score_loss": loss})
 
     def _student_loss(self, networks: Networks, x_s: Tensor, s: float, draws: Noise) -> Tensor:
         c = self.config

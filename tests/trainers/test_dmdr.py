@@ -230,6 +230,21 @@ def test_contradictory_settings_are_refused_by_name(settings: Any, rewards: Any,
         trainer(rewards, **settings)
 
 
+@pytest.mark.parametrize(
+    ("table", "message"),
+    [
+        ({"guidance_scale": 1.2}, "guidance_scale - guidance_jitter must be at least 1"),
+        ({"sampler": {"sampler": "renoise"}}, 'simulation = "final" is for deterministic samplers'),
+    ],
+)
+def test_settings_that_would_silently_be_others_are_refused(table: dict[str, Any], message: str) -> None:
+    with pytest.raises(UserError, match=message):
+        build(DmdrConfig, table, "dmdr.toml")
+    allowed = {"guidance_scale": {"guidance_jitter": 0.2}, "sampler": {"simulation": "predictions"}}
+    build(DmdrConfig, table | allowed[next(iter(table))], "dmdr.toml")
+    build(DmdrConfig, {"guidance_scale": 1.0}, "dmdr.toml")  # off, whatever the jitter
+
+
 def test_full_copies_have_no_adapter_to_lean_on() -> None:
     torch.manual_seed(0)
     backbone = PointBackbone((1.0, 0.0), 0.5)
