@@ -88,6 +88,13 @@ class VpPath:
         """Return the flow level of a timestep; 1 for the last one (see the module's docstring)."""
         return 1.0 if timestep == len(self.alpha_bar) - 1 else float(self._levels[timestep])
 
+    def level_at(self, share: Tensor) -> Tensor:
+        """Return the flow levels of shares in [0, 1] of the timesteps: of timestep round(T share), T - 1 at most.
+
+        Of a noised sample: the last timestep's level is its own here, with a little signal in x_t."""
+        count = len(self.alpha_bar)
+        return self._levels.to(share)[(count * share).round().long().clamp(0, count - 1)]
+
     def timestep(self, t: Level) -> Tensor:
         """Return the timesteps (int64, shape of t) whose flow levels are nearest to t."""
         t = torch.as_tensor(t, dtype=torch.float64)

@@ -23,7 +23,7 @@ from benchmarks.samplers import sigma_grid
 from metrics.base import Prompt, Registry, UserError
 from trainers.backbones.base import Backbone
 from trainers.draws import Draws
-from trainers.flow import Velocity
+from trainers.flow import RenoiseLaw, Velocity
 from trainers.learner import EmaConfig, Learner, OptimiserConfig
 from trainers.rewards import RewardBank
 
@@ -192,6 +192,10 @@ class Roles:
     def start(self, count: int, protocol: SamplingProtocol) -> Tensor:
         """Return what a protocol's sampler begins with, for `count` images [count, ...]."""
         return self.noise_scale(protocol) * self.noise(count)
+
+    def renoise(self, law: RenoiseLaw, x: Tensor) -> tuple[Tensor, Tensor]:
+        """Return a law's levels [B, 1, ...] on the backbone's path and unit noise [B, ...] for the samples x."""
+        return law.draw(x, self.draws, self.backbone.level_at)
 
     def batches(self, rows: Tensor, size: int) -> Iterator[tuple[Tensor, int]]:
         """Give some images' rows by at most `size`, each time with the number of those that count.

@@ -67,7 +67,7 @@ class Discriminator:
 
     def __call__(self, x0: Tensor, prompts: Sequence[Prompt], draws: Draws) -> Tensor:
         """Return logits [B], high = real, of clean latents [B, ...], noised afresh; counts as a pass of B images."""
-        t, eps = self._renoise.draw(x0, draws)
+        t, eps = self._renoise.draw(x0, draws, self._backbone.level_at)
         encoded = self._backbone.encode([prompt.text for prompt in prompts])
         features_BLD = self._backbone.features("fake_score", interpolate(x0, eps, t), t, encoded)
         return self.head(features_BLD)[:, 0]

@@ -208,11 +208,11 @@ class Dmd(DistillationTrainer):
     def fake_score_losses(self, networks: Networks, x0: Tensor, prompts: Sequence[Prompt]) -> dict[str, Tensor]:
         """Return the terms of step 2, weighted, of samples x0 [B, ...] without graph; methods with more add them."""
         c = self.config
-        t, eps = c.fake_score_renoise.draw(x0, self.roles.draws)
+        t, eps = self.roles.renoise(c.fake_score_renoise, x0)
         return {"fake_score_loss": fake_score_loss(x0, networks.fake_score, t, eps, c.fake_score_loss)}
 
     def student_losses(self, networks: Networks, x0: Tensor, prompts: Sequence[Prompt]) -> dict[str, Tensor]:
         """Return the terms of step 3, weighted, of the student's samples x0 [B, ...]; methods with more add them."""
-        t, eps = self.config.renoise.draw(x0, self.roles.draws)
+        t, eps = self.roles.renoise(self.config.renoise, x0)
         loss = student_loss(x0, networks.teacher, networks.fake_score, t, eps, self.config.normaliser)
         return {"dmd_loss": loss}

@@ -163,7 +163,7 @@ class Dmdr(RolesTrainer):
 
     def _update_fake_score(self, x0: Tensor, prompts: Sequence[Prompt], law: RenoiseLaw) -> Logs:
         fake_score = self.roles.networks(prompts, 1.0, fake_scale=self._fake_scale).fake_score
-        t, eps = law.draw(x0, self.roles.draws)
+        t, eps = self.roles.renoise(law, x0)
         loss = fake_score_loss(x0, fake_score, t, eps, self.config.fake_score_loss)
         return descend("fake_score", self.roles.fake_score, {"fake_score_loss": loss})
 
@@ -192,7 +192,7 @@ class Dmdr(RolesTrainer):
         if guidance_scale > 1:
             guidance_scale += c.guidance_jitter * (2 * torch.rand((), generator=draws.shared).item() - 1)
         networks = self.roles.networks(prompts, guidance_scale, lean=c.dynadg.lean(i), fake_scale=self._fake_scale)
-        t, eps = c.dynars.law(i).draw(x0, draws)
+        t, eps = self.roles.renoise(c.dynars.law(i), x0)
         return student_loss(x0, networks.teacher, networks.fake_score, t, eps, c.normaliser, weight)
 
     @torch.no_grad()

@@ -92,7 +92,7 @@ class DpDmd(DistillationTrainer):
         """Keep the fake score on the student's present distribution."""
         c, draws = self.config, self.roles.draws
         x0 = rollout(networks.student, z, self._protocol, lambda _: draws.normal_like(z))[-1].x_next
-        t, eps = c.fake_score_renoise.draw(x0, draws)
+        t, eps = self.roles.renoise(c.fake_score_renoise, x0)
         loss = fake_score_loss(x0, networks.fake_score, t, eps, c.fake_score_loss)
         return descend("fake_score", self.roles.fake_score, {"fake_score_loss": loss})
 
@@ -103,7 +103,7 @@ class DpDmd(DistillationTrainer):
         steps = self._roll_out(networks, z)
         # 2. Distribution matching on the end of the chain
         x0 = steps[-1].x_next
-        t, eps = c.renoise.draw(x0, self.roles.draws)
+        t, eps = self.roles.renoise(c.renoise, x0)
         losses = {"dmd_loss": student_loss(x0, networks.teacher, networks.fake_score, t, eps, c.normaliser)}
         # 3. The first step follows the teacher's trajectory from the same noise
         losses |= first_step_term(networks, z, self._protocol, c.first_step, v=steps[0].v)

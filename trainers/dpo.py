@@ -82,7 +82,7 @@ def online_dpo_loss(
     pairs = [*prompts, *prompts]
     student, reference = roles.velocity("student", pairs), roles.velocity("reference", pairs)
     winner, loser = rolled.x0[winner_P], rolled.x0[loser_P]
-    t, eps = c.renoise.draw(winner, roles.draws)
+    t, eps = roles.renoise(c.renoise, winner)
     loss = dpo_loss(student, reference, winner, loser, t, eps, c.beta)
     return {"rl_loss": loss}, reward_logs(rolled.scores, roles.gather)
 

@@ -47,6 +47,7 @@ class DynaRsConfig:
     alpha: float = 4.0
     beta: float = 1.5
     updates: int = 2000  # T_dyn, of the student
+    on: Literal["levels", "timesteps"] = "levels"  # what t is, see `trainers.flow.RenoiseLaw`; timesteps for SDXL
 
     def __post_init__(self) -> None:
         if min(self.alpha, self.beta) <= 0 or self.updates < 1:
@@ -55,9 +56,11 @@ class DynaRsConfig:
     def law(self, i: int) -> RenoiseLaw:
         """Return the law at the student's i-th update."""
         if self.kind == "off":
-            return RenoiseLaw(low=LOW, high=HIGH)
+            return RenoiseLaw(low=LOW, high=HIGH, on=self.on)
         d = decay(i, self.updates) if self.kind == "dynamic" else 1.0
-        return RenoiseLaw(kind="beta", a=1 + (self.alpha - 1) * d, b=1 + (self.beta - 1) * d, low=LOW, high=HIGH)
+        return RenoiseLaw(
+            kind="beta", a=1 + (self.alpha - 1) * d, b=1 + (self.beta - 1) * d, low=LOW, high=HIGH, on=self.on
+        )
 
 
 def decay(i: int, updates: int) -> float:

@@ -21,6 +21,7 @@ from benchmarks.samplers import Level, shifted
 from trainers.draws import Draws
 
 Velocity = Callable[[Tensor, Level], Tensor]  # v(x_t, t), prompts already bound
+LevelAt = Callable[[Tensor], Tensor]  # shares of a model's timesteps -> levels t; see `Backbone.level_at`
 Kernel = Literal["exact", "paper"]
 
 
@@ -77,7 +78,11 @@ def subinterval(s: Level, t: Level, kernel: Kernel = "exact") -> tuple[Level, Le
 
 @config
 class RenoiseLaw:
-    """Law of the level t to which a sample is noised before the score networks see it."""
+    """Law of the level t to which a sample is noised before the score networks see it.
+
+    on = "timesteps": what is drawn, bounds and shift included, is the share t of the model's timesteps, as eps models
+    are trained: SDXL's timestep round(1000 t), whose level the path's table says. The timesteps of a flow model are
+    1000 times its levels: there both are the same."""
 
     kind: Literal["uniform", "logit_normal", "beta"] = "uniform"
     low: float = 0.02  # bounds of the uniform law; the others are clamped to them
@@ -87,6 +92,7 @@ class RenoiseLaw:
     a: float = 1.0  # of Beta(a, b)
     b: float = 1.0
     shift: float = 1.0  # t' = k t / (1 + (k - 1) t), after the draw and its bounds
+    on: Literal["levels", "timesteps"] = "levels"
     per: Literal["sample", "batch"] = "sample"  # batch: one level for all samples of all processes (DP-DMD)
 
     def __post_init__(self) -> None:
@@ -96,7 +102,7 @@ class RenoiseLaw:
             raise ValueError("std, shift, a and b must be above 0")
 
     def sample(self, count: int, generator: torch.Generator) -> Tensor:
-        """Return `count` levels, float32 [B]."""
+        """Return `count` levels, or shares of the timesteps, float32 [B]."""
         if self.kind == "uniform":
             t = self.low + (self.high - self.low) * torch.rand(count, generator=generator)
         elif self.kind == "beta":
@@ -108,12 +114,13 @@ class RenoiseLaw:
             t = t.clamp(self.low, self.high)
         return shifted(t, self.shift)
 
-    def levels(self, x: Tensor, draws: Draws) -> Tensor:
-        """Return levels [B, 1, ...] for the samples x [B, ...]."""
+    def levels(self, x: Tensor, draws: Draws, level_at: LevelAt) -> Tensor:
+        """Return levels [B, 1, ...] for the samples x [B, ...]; level_at: the backbone's."""
         one = self.per == "batch"
         t = self.sample(1, draws.shared).expand(len(x)) if one else draws.rows(len(x), self.sample)
+        t = level_at(t) if self.on == "timesteps" else t
         return t.to(x).view(-1, *[1] * (x.ndim - 1))
 
-    def draw(self, x: Tensor, draws: Draws) -> tuple[Tensor, Tensor]:
-        """Return levels [B, 1, ...] and unit noise [B, ...] for the samples x [B, ...]."""
-        return self.levels(x, draws), draws.normal_like(x)
+    def draw(self, x: Tensor, draws: Draws, level_at: LevelAt) -> tuple[Tensor, Tensor]:
+        """Return levels [B, 1, ...] and unit noise [B, ...] for the samples x [B, ...]; level_at: the backbone's."""
+        return self.levels(x, draws, level_at), draws.normal_like(x)

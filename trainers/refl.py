@@ -27,7 +27,7 @@ from trainers.backbones.base import Backbone
 from trainers.base import Logs, Roles, RolesTrainer, SamplerConfig, World, register
 from trainers.dmd import X0_SOURCES, descend, fake_score_loss
 from trainers.draws import Draws
-from trainers.flow import RenoiseLaw, Velocity
+from trainers.flow import LevelAt, RenoiseLaw, Velocity
 from trainers.learner import EmaConfig, OptimiserConfig
 from trainers.rewards import RewardBank, reward_logs
 from trainers.rollout import rollout
@@ -105,18 +105,27 @@ def refl_losses(
     losses = {"rl_loss": c.weight * hinge_loss(scores, rewards, c.margin)}
     if c.regulariser == "self_pretrain":
         reference, z = roles.velocity("reference", prompts), roles.start(len(prompts), protocol)
-        loss = self_pretrain_loss(student, reference, z, protocol, roles.draws, c.regulariser_renoise)
+        law, level_at = c.regulariser_renoise, roles.backbone.level_at
+        loss = self_pretrain_loss(student, reference, z, protocol, roles.draws, law, level_at)
         losses["regulariser_loss"] = c.regulariser_weight * loss
     return losses, reward_logs(scores, roles.gather)
 
 
 def self_pretrain_loss(
-    student: Velocity, reference: Velocity, z: Tensor, protocol: Protocol, draws: Draws, law: RenoiseLaw
+    student: Velocity,
+    reference: Velocity,
+    z: Tensor,
+    protocol: Protocol,
+    draws: Draws,
+    law: RenoiseLaw,
+    level_at: LevelAt,
 ) -> Tensor:
-    """Return the student's flow-matching loss on what the reference makes of z [B, ...], its sampler's start."""
+    """Return the student's flow-matching loss on what the reference makes of z [B, ...], its sampler's start.
+
+    level_at: the backbone's, for the law."""
     with torch.no_grad():
         x0 = rollout(reference, z, protocol, lambda _: draws.normal_like(z))[-1].x_next
-    return fake_score_loss(x0, student, *law.draw(x0, draws))
+    return fake_score_loss(x0, student, *law.draw(x0, draws, level_at))
 
 
 def check_refl(c: ReflTerm, rewards: RewardBank) -> None:

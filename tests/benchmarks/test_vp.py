@@ -54,6 +54,20 @@ def test_the_nearest_timestep_is_asked() -> None:
     assert path.timestep(0.999).item() == 999
 
 
+def test_shares_of_the_timesteps_lie_at_their_own_levels_the_last_one_too() -> None:
+    path = path_of()
+    shares = torch.arange(1000) / 1000
+    assert torch.equal(path.timestep(path.level_at(shares)), torch.arange(1000))
+    assert path.level_at(shares[:999]).tolist() == pytest.approx([path.level(t) for t in range(999)])
+    ends = path.level_at(torch.tensor([0.0, 0.0004, 0.0006, 0.9984, 0.9986, 1.0]))
+    assert path.timestep(ends).tolist() == [0, 0, 1, 998, 999, 999]
+    a, b = path.alpha_bar[-1].sqrt(), (1 - path.alpha_bar[-1]).sqrt()
+    assert ends[-1].item() == pytest.approx(float(b / (a + b)))  # 0.936: x_t of a sample keeps what signal 999 has
+    x0, eps = pair()
+    x_t = (1 - ends[-1].double()) * x0 + ends[-1].double() * eps
+    assert torch.allclose(path.model_input(x_t, ends[-1].double()), a * x0 + b * eps, atol=1e-6)
+
+
 @pytest.mark.parametrize("prediction", ["epsilon", "v_prediction"])
 def test_a_perfect_network_gives_eps_minus_x0(prediction: Prediction) -> None:
     x0, eps = pair()

@@ -88,6 +88,9 @@ class PointBackbone:
     def noise_scale(self, t: float) -> float:
         return 1.0
 
+    def level_at(self, share: Tensor) -> Tensor:
+        return share
+
     def features(self, role: Role, x_t: Tensor, t: Level, prompts: int) -> Tensor:
         assert prompts == len(x_t)
         self.passes += len(x_t)

@@ -43,7 +43,7 @@ def test_latents_are_noised_to_levels_of_their_own_before_they_are_judged() -> N
     backbone.features = record  # type: ignore[method-assign,assignment]
     x0 = torch.randn(6, 2)
     logits = discriminator(x0, PROMPTS, Draws(3))
-    t, eps = RenoiseLaw(low=0.0, high=1.0).draw(x0, Draws(3))
+    t, eps = RenoiseLaw(low=0.0, high=1.0).draw(x0, Draws(3), torch.clone)
     assert logits.shape == (6,) and len(t.unique()) == 6
     assert torch.equal(seen[0][0], interpolate(x0, eps, t)) and torch.equal(torch.as_tensor(seen[0][1]), t)
 

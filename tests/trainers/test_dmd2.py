@@ -75,7 +75,7 @@ def test_the_generators_term_raises_the_logit_of_the_students_samples(tmp_path: 
     noise = trainer.roles.draws.state_dict()
     term = trainer.student_losses(networks, x0, batch)["generator_loss"]
     trainer.roles.draws.load_state_dict(noise)
-    trainer.config.renoise.draw(x0, trainer.roles.draws)  # distribution matching draws first
+    trainer.roles.renoise(trainer.config.renoise, x0)  # distribution matching draws first
     expected = generator_loss(trainer.discriminator(x0, batch, trainer.roles.draws))
     (found,) = torch.autograd.grad(term, x0)
     (gradient,) = torch.autograd.grad(expected, x0)

@@ -46,7 +46,7 @@ def test_the_term_is_the_weighted_distance_of_student_and_teacher_from_the_same_
     noise = trainer.roles.draws.state_dict()
     loss = trainer.student_losses(networks, x0, PROMPTS)["lpips_loss"]
     trainer.roles.draws.load_state_dict(noise)
-    trainer.config.renoise.draw(x0, trainer.roles.draws)  # distribution matching draws first
+    trainer.roles.renoise(trainer.config.renoise, x0)  # distribution matching draws first
     z = trainer.samples.pairs(PROMPTS, trainer.roles.draws, 6).z
     # the untrained student predicts v = 0 and ends where it started; the teacher's flow maps z to m + s z
     expected = ((torch.tensor([1.0, -0.5]) + 0.5 * z - z) ** 2).sum(dim=1).mean()

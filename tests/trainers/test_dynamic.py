@@ -4,7 +4,7 @@ import pytest
 import torch
 
 from benchmarks.config import UserError, build
-from trainers.dynamic import DynaDgConfig, DynaRsConfig
+from trainers.dynamic import DynaDgConfig, DynaRsConfig, Kind
 
 
 def test_the_lean_falls_along_half_a_cosine_to_0() -> None:
@@ -34,6 +34,12 @@ def test_the_law_can_be_uniform_or_stay_biased() -> None:
     off, fixed = DynaRsConfig(kind="off").law(0), DynaRsConfig(kind="fixed").law(10**6)
     assert (off.kind, off.low, off.high) == ("uniform", 0.001, 1.0)
     assert (fixed.kind, fixed.a, fixed.b) == ("beta", 4.0, 1.5)
+
+
+@pytest.mark.parametrize("kind", ["off", "dynamic", "fixed"])
+def test_t_is_a_level_or_a_share_of_the_timesteps_as_the_config_says(kind: Kind) -> None:
+    assert DynaRsConfig(kind=kind).law(3).on == "levels"
+    assert DynaRsConfig(kind=kind, on="timesteps").law(3).on == "timesteps"
 
 
 def test_values_out_of_range_are_refused_by_name() -> None:

@@ -1,6 +1,7 @@
 """Distillation of eps models end to end: the two-dimensional toys of the flow trainers, through the VP bridge."""
 
 from collections.abc import Callable
+from dataclasses import replace
 from typing import Any
 
 import pytest
@@ -10,18 +11,22 @@ from torch import Tensor
 from benchmarks.samplers import Level
 from benchmarks.vp import VpPath
 from metrics.base import Prompt
-from tests.trainers.closed_form import PointBackbone
+from tests.trainers.closed_form import FirstCoordinate, PointBackbone
 from trainers.backbones.base import Role
 from trainers.base import Roles, RolesTrainer, SamplerConfig, World
+from trainers.discriminator import Discriminator, GanConfig
 from trainers.dmd import Dmd, DmdConfig, fake_score_loss
 from trainers.dmdr import Dmdr, DmdrConfig
 from trainers.dp_dmd import DpDmd, DpDmdConfig
+from trainers.dpo import DpoTerm
+from trainers.draws import Draws
 from trainers.dynamic import DynaDgConfig, DynaRsConfig
 from trainers.first_step import FirstStepConfig
 from trainers.flow import RenoiseLaw
 from trainers.group_rollout import roll_out_groups
 from trainers.learner import EmaConfig, OptimiserConfig
-from trainers.rewards import RewardBank
+from trainers.refl import Refl, ReflConfig, ReflTerm
+from trainers.rewards import RewardBank, RewardConfig
 from trainers.rollout import rollout
 from trainers.rtdmd import ColdStartConfig, Rtdmd, RtdmdConfig
 from trainers.tdm import Tdm, TdmConfig
@@ -62,6 +67,9 @@ class EpsPointBackbone(PointBackbone):
 
     def noise_scale(self, t: float) -> float:
         return self.path.noise_scale(t)
+
+    def level_at(self, share: Tensor) -> Tensor:
+        return self.path.level_at(share)
 
 
 def test_the_fake_scores_loss_in_eps_is_the_unets_own() -> None:
@@ -110,15 +118,17 @@ def test_every_method_trains_its_fake_score_on_eps_where_it_is_asked_to(method: 
 
 
 class WatchedBackbone(EpsPointBackbone):
-    """Remembers (timestep, spread of the input) of every call of the student."""
+    """Remembers (timestep, spread of the input) of every call of the student, and the timesteps of all roles."""
 
     def __init__(self) -> None:
         super().__init__((1.0, -0.5), 0.5)
         self.shown: list[tuple[int, float]] = []
+        self.asked: dict[str, set[int]] = {}
 
     def velocity(self, role: Role, x_t: Tensor, t: Level, *rest: Any, **options: Any) -> Tensor:
+        level = torch.as_tensor(t).flatten()[0]
+        self.asked.setdefault(role, set()).add(int(self.path.timestep(level)))
         if role == "student":
-            level = torch.as_tensor(t).flatten()[0]
             self.shown.append((int(self.path.timestep(level)), self.path.model_input(x_t, level).std().item()))
         return super().velocity(role, x_t, t, *rest, **options)
 
@@ -163,6 +173,50 @@ def test_a_one_step_student_is_trained_on_unit_noise_at_its_own_timestep(method:
         trainer.step([Prompt(text=str(n)) for n in range(512)], iteration)  # type: ignore[attr-defined]
     assert {timestep for timestep, _ in backbone.shown} == {399} and len(backbone.shown) >= 2
     assert [spread for _, spread in backbone.shown] == pytest.approx([1.0] * len(backbone.shown), abs=0.1)
+
+
+HALFWAY = RenoiseLaw(low=0.49999, high=0.50001, on="timesteps")
+SHARE = DynaRsConfig(kind="fixed", alpha=1e9, beta=1e9, on="timesteps")
+DMDR = DmdrConfig(
+    sampler=ONE_STEP, fake_score_updates=1, fake_scale=1.0, dynadg=DynaDgConfig(kind="off"), dynars=SHARE
+)
+REFL = ReflTerm(regulariser="self_pretrain", regulariser_renoise=HALFWAY)
+# what draws levels by a law: (trainer's class, its settings, the roles that the law's levels are for)
+LAWS: dict[str, tuple[type, Any, tuple[str, ...]]] = {
+    "dmd": (Dmd, DmdConfig(sampler=ONE_STEP, fake_score_updates=1, renoise=HALFWAY, fake_score_renoise=HALFWAY),
+            ("teacher", "fake_score")),
+    "dp_dmd": (DpDmd, DpDmdConfig(
+        sampler=ONE_STEP, student_schedule="explicit_shift", detach_after_first=False, fake_score_updates=1,
+        first_step=FirstStepConfig(weight=0.0), renoise=HALFWAY, fake_score_renoise=HALFWAY,
+    ), ("teacher", "fake_score")),
+    "dmdr": (Dmdr, DMDR, ("teacher", "fake_score")),
+    "dmdr, dpo": (Dmdr, replace(DMDR, phase="rl_only", rl="dpo", dpo=DpoTerm(renoise=HALFWAY)), ("reference",)),
+    "refl": (Refl, ReflConfig(sampler=ONE_STEP, refl=REFL), ("student",)),
+}  # fmt: skip
+
+
+@pytest.mark.parametrize("name", LAWS)
+def test_laws_on_timesteps_show_every_network_the_timestep_that_they_draw(name: str) -> None:
+    """Half of 1000 is timestep 500, where level 1/2 would be timestep 354."""
+    torch.manual_seed(0)
+    kind, settings, roles = LAWS[name]
+    backbone, metric = WatchedBackbone(), FirstCoordinate("x1", 0, True)
+    trainer = kind(settings, backbone, RewardBank([RewardConfig(id="x1")], {"x1": metric}), World())
+    for iteration in range(3):
+        trainer.step([Prompt(text=str(n)) for n in range(trainer.prompts_per_step)], iteration)
+    assert int(backbone.path.timestep(0.5)) == 354
+    for role in roles:
+        own = {399} if role == "student" else set()  # of the student's sampler
+        assert backbone.asked[role] == own | {500}
+
+
+def test_the_discriminator_sees_samples_at_the_timestep_that_its_law_draws() -> None:
+    backbone, seen = WatchedBackbone(), list[Tensor]()
+    discriminator = Discriminator(backbone, GanConfig(renoise=HALFWAY), 0)  # type: ignore[arg-type]
+    features = backbone.features
+    backbone.features = lambda role, x_t, t, prompts: (seen.append(t), features(role, x_t, t, prompts))[1]  # type: ignore[method-assign,assignment,func-returns-value]
+    discriminator(torch.zeros(8, 2), [Prompt(text=str(n)) for n in range(8)], Draws(0))
+    assert backbone.path.timestep(seen[0]).unique().tolist() == [500]
 
 
 def test_groups_of_a_one_step_student_begin_with_unit_noise() -> None:

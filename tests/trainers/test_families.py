@@ -10,6 +10,7 @@ from typing import Any
 
 import pytest
 import torch
+from diffusers import DDPMScheduler
 from peft import PeftModel
 from torch import Tensor
 
@@ -25,6 +26,7 @@ from trainers.backbones.base import Backbone, BackboneConfig, LoraConfig, load
 from trainers.backbones.flux2 import empirical_shift
 from trainers.base import SamplerConfig, World
 from trainers.dmd import Dmd, DmdConfig
+from trainers.flow import interpolate
 from trainers.learner import OptimiserConfig
 from trainers.rewards import RewardBank
 from trainers.rollout import rollout
@@ -174,6 +176,30 @@ def test_a_student_that_begins_at_timestep_399_is_benchmarked_as_it_is_trained(
     assert int(timestep) == 399 and torch.allclose(shown, z, atol=1e-5)
     mine = ours(backbone, protocol, family, backbone.noise_scale(level) * z)
     assert (mine - theirs).abs().max() <= 1e-4 and theirs.std() > 0.01
+
+
+@pytest.mark.parametrize("family", ["sdxl", "sdxl-v"])
+def test_a_sample_noised_to_a_timestep_is_what_the_schedulers_own_noise_makes_of_it(
+    folders: dict[str, Path], family: str
+) -> None:
+    backbone, pipe = backbone_of(folders, family), stock(folders[family])
+    x0, eps, shown = noise(backbone), torch.randn(noise(backbone).shape), list[tuple[Any, ...]]()
+    theirs = DDPMScheduler.from_config(pipe.scheduler.config)
+    network = backbone._roles.network("teacher")  # type: ignore[attr-defined]
+    network.register_forward_pre_hook(lambda _, inputs: shown.append(inputs))
+    for share, timestep in ((0.0, 0), (0.4, 400), (0.7272, 727), (0.999, 999), (1.0, 999)):
+        t = backbone.level_at(torch.full((2, 1, 1, 1), share))
+        with torch.no_grad():
+            backbone.velocity("teacher", interpolate(x0, eps, t), t, backbone.encode(TEXTS))
+        x_t, asked = shown[-1][:2]
+        assert asked.tolist() == [timestep] * 2
+        assert torch.allclose(x_t, theirs.add_noise(x0, eps, torch.tensor([timestep] * 2)), atol=1e-5)
+
+
+@pytest.mark.parametrize("family", ["sd3-t5", "sit", "flux2", "z_image"])
+def test_timesteps_of_flow_families_are_their_levels(folders: dict[str, Path], family: str) -> None:
+    share = torch.tensor([0.0, 0.3, 1.0])
+    assert torch.equal(backbone_of(folders, family).level_at(share), share)
 
 
 @pytest.mark.parametrize("family", ["sdxl", "flux2", "z_image"])

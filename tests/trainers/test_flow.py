@@ -1,12 +1,16 @@
 import math
+from dataclasses import replace
+from typing import Literal
 
 import pytest
 import torch
+from scipy.stats import beta
 
 from benchmarks import vp
 from benchmarks.config import UserError, build
 from benchmarks.samplers import shifted
-from tests.trainers.closed_form import gaussian_velocity
+from tests.benchmarks.test_vp import path_of
+from tests.trainers.closed_form import PointBackbone, gaussian_velocity
 from trainers import flow
 from trainers.draws import Draws
 from trainers.flow import RenoiseLaw, subinterval
@@ -125,13 +129,13 @@ def test_level_per_batch_is_one_for_all_samples_and_processes_and_per_sample_is_
     levels = []
     for rank in (0, 1):
         draws = Draws(0, rank, 2)
-        t, eps = RenoiseLaw(per="batch").draw(x, draws)
+        t, eps = RenoiseLaw(per="batch").draw(x, draws, torch.clone)
         assert t.shape == (6, 1, 1, 1) and eps.shape == x.shape and len(t.unique()) == 1
         levels.append(t[0].item())
-        assert RenoiseLaw(per="batch").draw(x, draws)[0][0].item() != levels[-1]
+        assert RenoiseLaw(per="batch").draw(x, draws, torch.clone)[0][0].item() != levels[-1]
     assert levels[0] == levels[1]
-    whole = RenoiseLaw().draw(torch.zeros(12, 1), Draws(0))[0]
-    halves = [RenoiseLaw().draw(torch.zeros(6, 1), Draws(0, rank, 2))[0] for rank in (0, 1)]
+    whole = RenoiseLaw().draw(torch.zeros(12, 1), Draws(0), torch.clone)[0]
+    halves = [RenoiseLaw().draw(torch.zeros(6, 1), Draws(0, rank, 2), torch.clone)[0] for rank in (0, 1)]
     assert len(whole.unique()) == 12 and torch.equal(torch.cat(halves), whole)
 
 
@@ -141,8 +145,42 @@ def test_laws_that_were_there_before_draw_as_they_did() -> None:
         (RenoiseLaw(), lambda g: 0.02 + (0.98 - 0.02) * torch.rand(7, generator=g)),
         (RenoiseLaw(kind="logit_normal"), lambda g: torch.randn(7, generator=g).sigmoid().clamp(0.02, 0.98)),
     ):
-        t, _ = law.draw(torch.zeros(7, 1), Draws("a"))
+        t, _ = law.draw(torch.zeros(7, 1), Draws("a"), torch.clone)
         assert torch.equal(t.flatten(), draw(Draws("a").own))
+
+
+DMDR_BETA = RenoiseLaw(kind="beta", a=4.0, b=1.5, low=0.001, high=1.0)
+UNIFORM = RenoiseLaw(low=0.001, high=1.0)
+
+
+@pytest.mark.parametrize(
+    ("law", "on", "mean", "at_last"),
+    [
+        # means of 1000 t; P(1000 t > 998.5), which rounds to or is clipped to 999
+        (DMDR_BETA, "timesteps", 727.2, float(beta.sf(0.9985, 4, 1.5))),
+        (UNIFORM, "timesteps", 500.4, 0.0015 / 0.999),
+        # by flow levels another law: a tenth and a sixteenth of all draws lie above the last timestep's level, 0.936
+        (DMDR_BETA, "levels", 662, 0.095),
+        (UNIFORM, "levels", 406, 0.064),
+    ],
+)
+def test_a_law_on_timesteps_draws_those_of_sdxls_table(
+    law: RenoiseLaw, on: Literal["levels", "timesteps"], mean: float, at_last: float
+) -> None:
+    path, x = path_of(), torch.zeros(400_000, 1)
+    t, _ = replace(law, on=on).draw(x, Draws(0), path.level_at)
+    timesteps = path.timestep(t).double()
+    assert timesteps.mean().item() == pytest.approx(mean, abs=1.5)
+    share, spread = (timesteps == 999).double().mean().item(), math.sqrt(at_last / len(x))
+    assert share == pytest.approx(at_last, abs=max(5 * spread, 0.002 * (on == "levels")))
+
+
+def test_a_law_on_timesteps_is_that_on_levels_where_timesteps_are_levels() -> None:
+    x = torch.zeros(50, 2)
+    backbone = PointBackbone((1.0, -0.5), 0.5)
+    for law in (DMDR_BETA, UNIFORM, RenoiseLaw(shift=3.0, per="batch")):
+        draws = [replace(law, on=on).draw(x, Draws(0), backbone.level_at) for on in ("levels", "timesteps")]
+        assert all(torch.equal(a, b) for a, b in zip(*draws, strict=True))
 
 
 def test_impossible_beta_is_refused() -> None:

@@ -125,7 +125,7 @@ def test_the_regularisers_samples_are_the_references() -> None:
     protocol = SamplerConfig(sampler="euler", num_inference_steps=2).protocol(Protocol())
     z = torch.randn(4000, 2, generator=torch.Generator().manual_seed(0))
     loss = self_pretrain_loss(
-        lambda x, t: torch.zeros_like(x), lambda x, t: (x - 3) / t, z, protocol, Draws(0), RenoiseLaw()
+        lambda x, t: torch.zeros_like(x), lambda x, t: (x - 3) / t, z, protocol, Draws(0), RenoiseLaw(), torch.clone
     )
     assert loss.item() == pytest.approx(10, rel=0.05)
 

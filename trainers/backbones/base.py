@@ -120,6 +120,12 @@ class Backbone(Protocol):
         """Return the factor of unit noise that a sampler begins with at its first level t; 1 but for VP models."""
         ...
 
+    def level_at(self, share: Tensor) -> Tensor:
+        """Return the levels t of shares in [0, 1] of the model's timesteps; the shares themselves but for VP models.
+
+        What a law over timesteps draws: see `trainers.flow.RenoiseLaw`."""
+        ...
+
     def features(self, role: Role, x_t: Tensor, t: Level, prompts: Any) -> Tensor:
         """Return hidden tokens [B, L, D] float32 of a role's network at level t, with graph; a pass like `velocity`.
 

@@ -172,6 +172,10 @@ class Family:
         """Return the factor of unit noise that a sampler begins with at its first level t."""
         return 1.0
 
+    def level_at(self, share: Tensor) -> Tensor:
+        """Return the levels of shares of the timesteps: a flow model is trained on 1000 times its levels."""
+        return share
+
     def features(self, role: Role, x_t: Tensor, t: Level, prompts: Embeddings) -> Tensor:
         """Return hidden tokens [B, L, D] float32 of a role's network, with graph; a pass like `velocity`."""
         module, before = self.hidden(self._roles.network(role))

@@ -5,6 +5,7 @@ the nearest timestep, and reads v from its answer; level 1 is the last timestep 
 Conditioning: the last but one hidden states of both text encoders, the pooled output of the second, and six numbers
 (original size, crop, target size; here always the whole picture at its size). Guidance is against zeros where the
 folder says force_zeros_for_empty_prompt, as its pipeline does.
+A renoise law draws levels unless it says on = "timesteps": uniform levels are timesteps of another law.
 A loss in v weighs one in eps by 1 / (1 - t)^2: `fake_score_loss = "eps"` in [trainer] trains the fake score as the
 UNet itself was.
 Source: Podell et al. 2023, arXiv:2307.01952, Sec. 2.2.
@@ -57,6 +58,10 @@ class Sdxl(Family):
     def noise_scale(self, t: float) -> float:
         """Return the factor of unit noise that a sampler begins with at level t: the UNet is shown unit noise."""
         return self._path.noise_scale(t)
+
+    def level_at(self, share: Tensor) -> Tensor:
+        """Return the levels of the timesteps at these shares of the scheduler's table."""
+        return self._path.level_at(share)
 
     def predict(self, network: Any, x_t: Tensor, t: Tensor, prompts: Embeddings) -> Tensor:
         """Return the velocity behind the UNet's eps or v_prediction."""
