@@ -1,6 +1,7 @@
 import json
 import shutil
 from pathlib import Path
+from typing import Any
 
 import pytest
 import torch
@@ -327,3 +328,27 @@ def test_the_fake_scores_adapter_may_have_a_shape_of_its_own(pipeline_folder: Pa
     a, b = backbone.parameters("fake_score")[:2]  # alpha / rank is 1
     base_weight = backbone._roles.base_state()[name]  # type: ignore[attr-defined]
     assert torch.allclose(merged, base_weight + b @ a, atol=1e-6)
+
+
+@pytest.mark.parametrize("again", [False, True])
+@pytest.mark.parametrize("init", ["kaiming", "gaussian"])
+def test_adapters_begin_with_the_law_that_is_named(init: Any, again: bool, pipeline_folder: Path) -> None:
+    torch.manual_seed(0)
+    lora = LoraConfig(rank=16, alpha=16, fake_score_rank=8, init=init)
+    backbone = load(BackboneConfig(path=str(pipeline_folder), lora=lora), CPU)
+    if again:
+        for role in ("student", "fake_score"):
+            perturb(backbone.parameters(role))  # type: ignore[arg-type]
+        backbone.reset()
+    for role, rank in (("student", 16), ("fake_score", 8)):
+        matrices = backbone.parameters(role)  # type: ignore[arg-type]
+        down, up = matrices[::2], matrices[1::2]
+        assert all(len(a) == b.shape[1] == rank and not b.any() for a, b in zip(down, up, strict=True))
+        unit = (
+            1 / rank
+            if init == "gaussian"
+            else torch.cat([(3 * a.shape[1] * torch.ones_like(a)).rsqrt().flatten() for a in down])
+        )
+        drawn = torch.cat([a.detach().flatten() for a in down]) / unit
+        assert drawn.std().item() == pytest.approx(1, abs=0.03)
+        assert drawn.abs().max() > 3 if init == "gaussian" else drawn.abs().max() <= 3**0.5 + 1e-6

@@ -32,6 +32,9 @@ class LoraConfig:
     targets: tuple[str, ...] = ()  # ends of the linear layers' names, such as "to_q"; () = every linear layer
     fake_score_rank: int = 0  # where the fake score's differs from the student's (DMDR); 0 = it does not
     fake_score_alpha: int = 0
+    # A at the start, B being 0: uniform within 1 / sqrt(inputs), peft's own default, or of deviation 1 / rank, as
+    # diffusers' training scripts have it, and DMDR's and RTDMD's authors
+    init: Literal["kaiming", "gaussian"] = "kaiming"
 
     def __post_init__(self) -> None:
         if self.rank < 1 or self.alpha < 1:

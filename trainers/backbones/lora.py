@@ -9,7 +9,7 @@ network is bitwise the frozen one. Source: Hu et al. 2021, arXiv:2106.09685. Mem
 import warnings
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import AbstractContextManager, contextmanager
-from typing import Any
+from typing import Any, Literal
 
 import peft
 import torch
@@ -30,11 +30,16 @@ class AdapterRoles:
     def __init__(self, network: Any, settings: LoraConfig, trained: Sequence[Role] = ROLES) -> None:
         """Attach the adapters of the trained roles. Raises UserError where `targets` names no linear layer."""
         targets = _linear_layers(network, settings.targets)
-        self.config = peft.LoraConfig(r=settings.rank, lora_alpha=settings.alpha, target_modules=targets)
+        # peft's names: True is its default, the uniform law
+        self._init: bool | Literal["gaussian"] = "gaussian" if settings.init == "gaussian" else True
+        self.config = peft.LoraConfig(
+            r=settings.rank, lora_alpha=settings.alpha, target_modules=targets, init_lora_weights=self._init
+        )
         self._fake_score_config = peft.LoraConfig(
             r=settings.fake_score_rank or settings.rank,
             lora_alpha=settings.fake_score_alpha or settings.alpha,
             target_modules=targets,
+            init_lora_weights=self._init,
         )
         self._network, self._trained = network, trained
         for role in trained:
@@ -84,7 +89,7 @@ class AdapterRoles:
         """Make every role the bare network again."""
         for role in self._trained:
             for layer in self._layers:
-                layer.reset_lora_parameters(role, True)
+                layer.reset_lora_parameters(role, self._init)
 
     def base_state(self) -> dict[str, Tensor]:
         """Return the frozen network's state under its own names, without adapters; sharded tensors as they are."""
