@@ -57,7 +57,7 @@ class DmdrConfig:
     fake_score_updates: int = 5  # R, per student update
     normaliser: Normaliser = "x0_teacher"
     fake_score_loss: Prediction = "velocity"  # eps: as eps models are trained, here by the authors' code on SDXL
-    fake_scale: float = 2.0  # s_f of the fake score's adapter; 1 where the roles are full copies
+    fake_scale: float = 2.0  # s_f of the fake score's adapter; 1 where it is a full copy
     dynadg: DynaDgConfig = DynaDgConfig()  # its updates, and those of dynars, count from the start of the stage
     dynars: DynaRsConfig = DynaRsConfig()
     rt_dm: RtDmConfig = RtDmConfig()
@@ -232,10 +232,10 @@ class Dmdr(RolesTrainer):
     def _check(self, c: DmdrConfig, rewards: RewardBank, backbone: Backbone) -> None:
         """Raise UserError where phase, rewards, sampler and backbone contradict each other."""
         scaled = c.distils and (c.dynadg.kind != "off" or c.fake_scale != 1)
-        if scaled and backbone.settings.training == "full":
+        if scaled and not backbone.settings.fake_score_is_adapter:
             raise UserError(
-                'backbone.training = "full" has no adapter to scale: use "lora", or set trainer.dynadg.kind = "off" '
-                "and trainer.fake_scale = 1"
+                'backbone.training = "full" has no adapter to scale: use "lora", for the fake score alone '
+                'backbone.fake_score_training = "lora", or set trainer.dynadg.kind = "off" and trainer.fake_scale = 1'
             )
         c.dp_first_step.check(self._protocol)
         if self.trains_on_rewards(c) and not rewards.ids:

@@ -22,7 +22,7 @@ LOW, HIGH = 0.001, 1.0  # of every law of t, the uniform one as well
 
 @config
 class DynaDgConfig:
-    """How far the teacher leans on the fake score's adapter; needs LoRA roles unless it is off."""
+    """How far the teacher leans on the fake score's adapter; which it needs unless it is off."""
 
     kind: Kind = "dynamic"  # fixed = s_r0 for the whole run
     scale: float = 0.5  # s_r0; 0.75 for SiT

@@ -36,6 +36,7 @@ from metrics.base import Prompt
 from trainers.backbones.base import BackboneConfig
 from trainers.backbones.checkpoint import open_base
 from trainers.backbones.family import roles_of
+from trainers.backbones.lora import ROLES
 from trainers.base import Trainer, World
 from trainers.config import RunConfig, stage_methods
 from trainers.rehearsal import Rehearsal, rehearsed, rehearsed_rewards
@@ -195,31 +196,47 @@ def count_image(model: Pipeline, settings: BackboneConfig, protocol: Protocol) -
     if shadow is None:
         once = 2 * model.parameters * (protocol.height * protocol.width // model.pixels_per_token**2)
         operations = {"teacher": once, "adapted": once, "graph": 3 * once, **decoder}
+        operations |= _of_fake_score(operations)
         trained = {"student": model.parameters, "fake_score": model.parameters}  # at most
         return ImageCosts(operations, {"graph": 0, "decode_graph": decoder_saved}, trained, counted=False)
     network, inputs = shadow
     network.requires_grad_(False)
     with torch.device("meta"):
         roles = roles_of(network, settings, torch.device("meta"))
-    operations, saved = dict(decoder), {"decode_graph": decoder_saved}
-    for kind, role in (("teacher", "teacher"), ("adapted", "student")):
-        with torch.no_grad(), FlopCounterMode(display=False) as counter:
-            roles.network(role)(**inputs)  # type: ignore[arg-type]
-        operations[kind] = counter.get_total_flops()
-    student = roles.network("student")
-    with FlopCounterMode(display=False) as counter:
-        student(**inputs).sample.sum().backward()
-    operations["graph"] = counter.get_total_flops()
-    if settings.microbatch:  # of which backward() runs every part once more
-        operations["graph"] += operations["adapted"]
-        operations["decode_graph"] += operations["decode"]
-    trained = {role: sum(p.numel() for p in roles.parameters(role)) for role in ("student", "fake_score")}
-    if settings.precision == "bfloat16":  # what autocast saves, as near as a network of that kind comes to it
-        student, inputs = student.bfloat16(), _cast(inputs, torch.bfloat16)
-    with _saved_bytes(student) as seen, FusedAttention():
-        student(**inputs)
-    saved["graph"] = sum(seen.values())
+    trained = {role: sum(p.numel() for p in roles.parameters(role)) for role in ROLES}
+    with torch.no_grad(), FlopCounterMode(display=False) as counter:
+        roles.network("teacher")(**inputs)
+    teacher = {"teacher": counter.get_total_flops()}
+    # the fake score's calls are like the student's, except where the one is an adapter and the other is not
+    unlike = settings.fake_score_is_adapter and settings.training != "lora"
+    costs = [_count_role(roles.network(role), inputs, settings) for role in (ROLES if unlike else ROLES[:1])]
+    of_student, of_fake_score = costs[0][0], _of_fake_score(costs[-1][0])
+    if settings.microbatch:
+        decoder["decode_graph"] += decoder["decode"]
+    operations = decoder | teacher | of_student | of_fake_score
+    saved = {"decode_graph": decoder_saved, "graph": max(bytes_ for _, bytes_ in costs)}
     return ImageCosts(operations, saved, trained, counted=True)
+
+
+def _count_role(network: Any, inputs: Mapping[str, Any], settings: BackboneConfig) -> tuple[dict[str, int], int]:
+    """Return (operations of an image's call without graph and with it, bytes that the graph saves) of a role."""
+    with torch.no_grad(), FlopCounterMode(display=False) as counter:
+        network(**inputs)
+    adapted = counter.get_total_flops()
+    with FlopCounterMode(display=False) as counter:
+        network(**inputs).sample.sum().backward()
+    # of a microbatch backward() runs every part once more
+    graph = counter.get_total_flops() + (adapted if settings.microbatch else 0)
+    if settings.precision == "bfloat16":  # what autocast saves, as near as a network of that kind comes to it
+        network, inputs = network.bfloat16(), _cast(inputs, torch.bfloat16)
+    with _saved_bytes(network) as seen, FusedAttention():
+        network(**inputs)
+    return {"adapted": adapted, "graph": graph}, sum(seen.values())
+
+
+def _of_fake_score(operations: Mapping[str, int]) -> dict[str, int]:
+    """Return the operations of a role's calls under the names of the fake score's."""
+    return {f"fake_{kind}": operations[kind] for kind in ("adapted", "graph")}
 
 
 def _count_decoder(model: Pipeline, protocol: Protocol) -> tuple[int, int, int]:

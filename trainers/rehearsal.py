@@ -1,8 +1,10 @@
 """A training step without a network: a backbone that answers at once and remembers what it was asked for.
 
     teacher        a call of the bare base, without graph          decode         the decoder, without graph
-    adapted        a call of a trained role, without graph         decode_graph   the decoder, with graph
-    graph          a call of a trained role, with graph
+    adapted        a call of the student, without graph            decode_graph   the decoder, with graph
+    graph          a call of the student, with graph
+    fake_adapted   a call of the fake score, without graph, or of a teacher that leans on it
+    fake_graph     the same, with graph
 
 Every image of a call counts once, of a guided one twice. Graphs are alive from the call to their backward; how many
 of both kinds were alive at once decides the memory.
@@ -62,7 +64,8 @@ class Rehearsal:
         self.passes += count * (2 if torch.is_grad_enabled() else 1)
         v = x_t * self._scales.get(role, torch.full((1,), 0.4))
         bare = role == "teacher" and not fake_scale
-        return self._remember(v, count, "teacher" if bare else "adapted", "graph")
+        of = "" if role in ("student", "reference") else "fake_"
+        return self._remember(v, count, "teacher" if bare else f"{of}adapted", f"{of}graph")
 
     def noise_scale(self, t: float) -> float:
         """Return 1: no number here is that of a model."""
@@ -115,7 +118,7 @@ class Rehearsal:
             return result
         self.asked[with_graph] += count
         self.alive[with_graph] += count
-        self.peaks.add((self.alive["graph"], self.alive["decode_graph"]))
+        self.peaks.add((self.alive["graph"] + self.alive["fake_graph"], self.alive["decode_graph"]))
         waiting = [count]
 
         def release(_: Tensor) -> None:

@@ -17,9 +17,10 @@ TEXTS = ["a photo of a red circle", "a blue square"]
 NULL = {"text_encoder_3": None, "tokenizer_3": None}
 
 
-def backbone_of(folder: Path, training: str = "lora") -> base.Backbone:
+def backbone_of(folder: Path, training: str = "lora", fake_score: str = "") -> base.Backbone:
     torch.manual_seed(0)
-    return load(BackboneConfig(path=str(folder), training=training, lora=LoraConfig(rank=2, alpha=4)), CPU)  # type: ignore[arg-type]
+    settings = {"path": str(folder), "training": training, "fake_score_training": fake_score}
+    return load(BackboneConfig(lora=LoraConfig(rank=2, alpha=4), **settings), CPU)  # type: ignore[arg-type]
 
 
 def perturb(parameters: list[torch.nn.Parameter]) -> None:
@@ -28,9 +29,12 @@ def perturb(parameters: list[torch.nn.Parameter]) -> None:
             parameter.add_(0.05 * torch.randn(parameter.shape, generator=torch.Generator().manual_seed(1)))
 
 
-@pytest.fixture(params=["lora", "full"])
+KINDS = [("lora", ""), ("full", ""), ("full", "lora")]  # of student and fake score; "" = as the student
+
+
+@pytest.fixture(params=KINDS, ids="-".join)
 def backbone(request: pytest.FixtureRequest, pipeline_folder: Path) -> base.Backbone:
-    return backbone_of(pipeline_folder, request.param)
+    return backbone_of(pipeline_folder, *request.param)
 
 
 def latents(backbone: base.Backbone) -> Tensor:
@@ -156,11 +160,9 @@ def test_encoding_pictures_is_the_pipelines_and_without_graph(pipeline_folder: P
     assert torch.allclose(backbone.decode(found), decoded, atol=1e-5)
 
 
-@pytest.mark.parametrize("training", ["lora", "full"])
 def test_exported_student_is_the_trained_one_in_stock_diffusers(
-    pipeline_folder: Path, tmp_path: Path, training: str
+    pipeline_folder: Path, tmp_path: Path, backbone: base.Backbone
 ) -> None:
-    backbone = backbone_of(pipeline_folder, training)
     perturb(backbone.parameters("student"))
     x, prompts = latents(backbone), backbone.encode(TEXTS)
     backbone.export(tmp_path / "student", "merged", "float32")
@@ -263,6 +265,41 @@ def test_full_copies_have_no_adapter_to_scale(pipeline_folder: Path) -> None:
         backbone.velocity("teacher", latents(backbone), 0.5, backbone.encode(TEXTS), 1.0, 0.5)
 
 
+def test_a_full_student_beside_an_adapter_trains_its_weights_and_the_fake_score_two_matrices_a_layer(
+    pipeline_folder: Path,
+) -> None:
+    backbone = backbone_of(pipeline_folder, "full", "lora")
+    bare = StableDiffusion3Pipeline.from_pretrained(pipeline_folder, **NULL).transformer
+    linear = [layer for layer in bare.modules() if isinstance(layer, torch.nn.Linear)]
+    student, fake_score = backbone.parameters("student"), backbone.parameters("fake_score")
+    assert [p.shape for p in student] == [p.shape for p in bare.parameters()]
+    assert sum(p.numel() for p in fake_score) == sum(2 * (one.in_features + one.out_features) for one in linear)
+    assert all(p.requires_grad for p in (*student, *fake_score)) and backbone.parameters("teacher") == []
+    base = backbone._roles.base_state()  # type: ignore[attr-defined]
+    assert base.keys() == bare.state_dict().keys()
+    assert not any(p.requires_grad for p in base.values())
+
+    x, prompts = latents(backbone), backbone.encode(TEXTS)
+
+    def velocity(role: str, scale: float | None = None) -> Tensor:
+        return backbone.velocity(role, x, 0.5, prompts, 1.0, scale)  # type: ignore[arg-type]
+
+    teacher, digest = velocity("teacher").detach(), backbone.teacher_digest()
+    perturb(fake_score)
+    leaning = velocity("teacher", 0.5)
+    assert torch.equal(velocity("teacher"), teacher) and torch.equal(velocity("student"), teacher)
+    assert not torch.allclose(leaning, teacher, atol=1e-4)
+    assert torch.equal(velocity("fake_score", 0.5), leaning) and torch.equal(velocity("fake_score", 0.0), teacher)
+    velocity("student").mean().backward()
+    assert all(p.grad is None for p in fake_score) and any(p.grad is not None for p in student)
+    perturb(student)
+    assert torch.equal(velocity("teacher"), teacher) and backbone.teacher_digest() == digest
+    with pytest.raises(UserError, match=r'export.weights = "lora" needs backbone.training = "lora"'):
+        backbone.export(pipeline_folder / "never", "lora", "float32")
+    backbone.reset()
+    assert torch.equal(velocity("student"), teacher) and torch.equal(velocity("fake_score"), teacher)
+
+
 def test_reference_is_the_student_as_it_was_and_stays(backbone: base.Backbone) -> None:
     x, prompts = latents(backbone), backbone.encode(TEXTS)
 
@@ -288,23 +325,24 @@ def test_reference_is_the_student_as_it_was_and_stays(backbone: base.Backbone) -
     assert torch.allclose(velocity("reference"), velocity("student"), atol=1e-6)
 
 
-@pytest.mark.parametrize("training", ["lora", "full"])
+@pytest.mark.parametrize(("training", "fake_score"), KINDS)
 def test_checkpointed_gradients_are_those_of_the_role_whatever_ran_since(
-    pipeline_folder: Path, training: str
+    pipeline_folder: Path, training: str, fake_score: str
 ) -> None:
     gradients = []
     for checkpointing in (False, True):
         torch.manual_seed(0)
         settings = BackboneConfig(
-            path=str(pipeline_folder), training=training, lora=LoraConfig(rank=2, alpha=4),
-            gradient_checkpointing=checkpointing,
+            path=str(pipeline_folder), training=training, fake_score_training=fake_score,
+            lora=LoraConfig(rank=2, alpha=4), gradient_checkpointing=checkpointing,
         )  # type: ignore[arg-type] # fmt: skip
         backbone = load(settings, CPU)
-        backbone.pipeline.transformer.train()  # type: ignore[attr-defined]
+        for network in backbone._roles.networks():  # type: ignore[attr-defined]
+            network.train()
         for role in ("student", "fake_score"):
             perturb(backbone.parameters(role))
         x, prompts = latents(backbone), backbone.encode(TEXTS)
-        scale = 2.0 if training == "lora" else None
+        scale = 2.0 if settings.fake_score_is_adapter else None
         loss = backbone.velocity("fake_score", x, 0.5, prompts, fake_scale=scale).square().mean()
         with torch.no_grad():
             backbone.velocity("student", x, 0.5, prompts)

@@ -254,6 +254,12 @@ def test_full_copies_have_no_adapter_to_lean_on() -> None:
     Dmdr(DmdrConfig(dynadg=DynaDgConfig(kind="off"), fake_scale=1.0), backbone, bank(), World())
 
 
+def test_a_full_student_may_have_a_fake_score_to_lean_on() -> None:
+    backbone = PointBackbone((1.0, 0.0), 0.5)
+    backbone.settings = BackboneConfig(path="", training="full", fake_score_training="lora")
+    Dmdr(DmdrConfig(), backbone, bank(), World())
+
+
 def test_guidance_that_is_off_is_not_jittered() -> None:
     backbone, one = trainer(guidance_scale=1.0)
     scales: set[float] = set()

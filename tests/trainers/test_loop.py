@@ -82,11 +82,12 @@ def killed_at(loop: Loop, iteration: int) -> None:
         loop.train()
 
 
-@pytest.mark.parametrize("training", ["lora", "full"])
+@pytest.mark.parametrize(("training", "fake_score"), [("lora", ""), ("full", ""), ("full", "lora")])
 def test_an_interrupted_run_ends_bit_for_bit_like_an_uninterrupted_one(
-    pipeline_folder: Path, prompt_file: Path, tmp_path: Path, training: str
+    pipeline_folder: Path, prompt_file: Path, tmp_path: Path, training: str, fake_score: str
 ) -> None:
-    run = settings(pipeline_folder, prompt_file, backbone={"training": training})
+    roles = {"training": training, "fake_score_training": fake_score}
+    run = settings(pipeline_folder, prompt_file, backbone=roles)
     whole = Loop("rtdmd", run, tmp_path / "whole").train()
     for kill in (1, 3, 4):  # before any checkpoint, after one, and in the second stage
         killed_at(Loop("rtdmd", run, tmp_path / "killed"), kill)
@@ -360,6 +361,10 @@ def test_a_rehearsal_draws_nothing_that_the_run_would(
     [
         ({"stages": {"a": {}}}, "a stage needs an end"),
         ({"stages": {}}, "no stages"),
+        (
+            {"stages": {"a": {"iterations": 1}}, "backbone": {"path": "p", "fake_score_training": "full"}},
+            'fake_score_training = "full" has no full student beside it',
+        ),
         ({"stages": {"a": {"iterations": 1}}, "rewards": [{"id": "x"}, {"id": "x"}]}, "listed twice"),
         ({"stages": {"a": {"iterations": 1}}, "sed": 3}, "unknown key 'sed'; did you mean 'seed'"),
         ({"stages": {"a": {"iterations": 1, "teacher_from": "previous"}}}, "the first stage has none before it"),

@@ -14,7 +14,7 @@ from torch import Tensor
 from benchmarks.config import UserError, build
 from benchmarks.native import load_denoiser
 from tests.shrunken.families import make
-from tests.trainers.test_backbones import CPU, NULL, TEXTS, latents, perturb
+from tests.trainers.test_backbones import CPU, KINDS, NULL, TEXTS, latents, perturb
 from trainers.backbones.base import Backbone, BackboneConfig, LoraConfig, load
 from trainers.config import RunConfig
 from trainers.loop import Loop
@@ -46,27 +46,27 @@ def velocities(backbone: Backbone, *roles: str) -> list[Tensor]:
         return [backbone.velocity(role, x, 0.5, prompts) for role in roles]  # type: ignore[arg-type]
 
 
-@pytest.mark.parametrize("training", ["lora", "full"])
+@pytest.mark.parametrize(("training", "fake_score"), KINDS)
 @pytest.mark.parametrize("kind", ["folder", "file"])
 def test_student_begins_as_the_other_network_and_the_rest_as_the_base(
-    training: str, kind: str, pipeline_folder: Path, distilled: Path, tmp_path: Path
+    training: str, fake_score: str, kind: str, pipeline_folder: Path, distilled: Path, tmp_path: Path
 ) -> None:
     source = distilled
     if kind == "file":
         source = tmp_path / "whole.safetensors"
         save_file(SD3Transformer2DModel.from_pretrained(distilled / "transformer").state_dict(), source)
     (base,), (other,) = (velocities(backbone_of(folder), "teacher") for folder in (pipeline_folder, distilled))
-    backbone = backbone_of(pipeline_folder, source, training)
+    backbone = backbone_of(pipeline_folder, source, training, fake_score_training=fake_score)
     student, fake_score, teacher = velocities(backbone, "student", "fake_score", "teacher")
     assert torch.equal(student, other) and torch.equal(teacher, base) and torch.equal(fake_score, base)
     assert backbone.teacher_digest() == backbone_of(pipeline_folder).teacher_digest()
 
 
-@pytest.mark.parametrize("training", ["lora", "full"])
+@pytest.mark.parametrize(("training", "fake_score"), KINDS)
 def test_each_role_moves_alone_and_the_student_is_what_is_exported(
-    training: str, pipeline_folder: Path, distilled: Path, tmp_path: Path
+    training: str, fake_score: str, pipeline_folder: Path, distilled: Path, tmp_path: Path
 ) -> None:
-    backbone = backbone_of(pipeline_folder, distilled, training)
+    backbone = backbone_of(pipeline_folder, distilled, training, fake_score_training=fake_score)
     roles = ("student", "fake_score", "teacher")
     before = velocities(backbone, *roles)
     for moved in ("student", "fake_score"):
@@ -96,14 +96,14 @@ def test_each_role_moves_alone_and_the_student_is_what_is_exported(
         assert torch.allclose(fused, student, atol=1e-5)
 
 
-@pytest.mark.parametrize("training", ["lora", "full"])
+@pytest.mark.parametrize(("training", "fake_score"), KINDS)
 @pytest.mark.parametrize("settings", [{"gradient_checkpointing": True}, {"microbatch": 1}])
 def test_what_is_run_again_is_the_role_it_was(
-    training: str, settings: dict[str, Any], pipeline_folder: Path, distilled: Path
+    training: str, fake_score: str, settings: dict[str, Any], pipeline_folder: Path, distilled: Path
 ) -> None:
     gradients = []
     for chosen in ({}, settings):
-        backbone = backbone_of(pipeline_folder, distilled, training, **chosen)
+        backbone = backbone_of(pipeline_folder, distilled, training, fake_score_training=fake_score, **chosen)
         for network in backbone._roles.networks():  # type: ignore[attr-defined]
             network.train()
         for role in ("student", "fake_score"):

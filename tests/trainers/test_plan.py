@@ -80,6 +80,8 @@ def test_passes_and_operations_are_those_of_the_training(method: str, tmp_path: 
         ("sd3", {"microbatch": 1}),
         ("flux2", {"gradient_checkpointing": True}),
         ("sit", {"training": "full"}),
+        ("sdxl", {"training": "full", "fake_score_training": "lora"}),
+        ("sd3", {"training": "full", "fake_score_training": "lora", "microbatch": 1}),
     ],
 )
 def test_operations_of_other_families_are_counted_on_their_own_modules(
@@ -100,9 +102,10 @@ def test_a_long_stage_goes_on_as_its_rehearsal_does(tmp_path: Path) -> None:
     assert long.passes == 9999 * (short.passes - first) // 3 + first
 
 
-@pytest.mark.parametrize("training", ["lora", "full"])
-def test_memory_of_weights_is_that_of_the_training(training: str, tmp_path: Path) -> None:
-    run = run_of(make("sd3", tmp_path / "sd3"), "sd3", METHODS["dmd"], training=training)
+@pytest.mark.parametrize(("training", "fake_score"), [("lora", ""), ("full", ""), ("full", "lora")])
+def test_memory_of_weights_is_that_of_the_training(training: str, fake_score: str, tmp_path: Path) -> None:
+    changes = {"training": training, "fake_score_training": fake_score}
+    run = run_of(make("sd3", tmp_path / "sd3"), "sd3", METHODS["dmd"], **changes)
     (stage,), costs = plan_training("dmd", run, "x")
     _, _, trainer = counted("dmd", run)
     learners = trainer.roles.student, trainer.roles.fake_score

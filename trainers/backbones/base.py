@@ -2,8 +2,8 @@
 
 A backbone is the only code that knows its family: it encodes prompts, predicts velocities in three roles, decodes
 latents and writes a checkpoint. Roles: teacher = the model as loaded, frozen; student and fake_score start as copies
-of it (LoRA adapters on the one frozen base, or full copies); reference = a frozen copy of the student, where a method
-asks for one.
+of it (LoRA adapters on the one frozen base, full copies, or one of each); reference = a frozen copy of the student,
+where a method asks for one.
 Axes: B images; latents [B, *latent_shape]; images [B, 3, H, W] in [0, 1].
 """
 
@@ -55,6 +55,9 @@ class BackboneConfig:
     name: str = ""  # of the base, as boards list it: what a student is held against; "" = its folder's
     resolution: int = 0  # pixels of a side; 0 = the folder's own
     training: Literal["lora", "full"] = "lora"
+    # Of the fake score, where it is another: an adapter on the frozen base beside a full student (DMDR's one-step
+    # SDXL). "" = as `training`
+    fake_score_training: Literal["", "full", "lora"] = ""
     lora: LoraConfig = LoraConfig()
     # Of the networks; sampling and losses are float32. float64: all of it, for comparisons of small models.
     precision: Literal["float32", "bfloat16", "float64"] = "float32"
@@ -73,6 +76,11 @@ class BackboneConfig:
     def __post_init__(self) -> None:
         if self.storage == "bfloat16" and (self.training, self.precision) != ("lora", "bfloat16"):
             raise ValueError('storage = "bfloat16" needs training = "lora" and precision = "bfloat16"')
+        if self.fake_score_training == "full" and self.training == "lora":
+            raise ValueError(
+                'fake_score_training = "full" has no full student beside it: set training = "full" as well, or leave '
+                "fake_score_training out"
+            )
         if self.sharded and self.student_path:
             raise ValueError("sharded and student_path exclude each other: there is one base to cut up")
         if self.sharded and self.training != "lora":
@@ -90,6 +98,11 @@ class BackboneConfig:
             raise ValueError("compile and microbatch exclude each other: a part may be run again by another graph")
         if self.sharded and self.compile:
             raise ValueError("compile and sharded exclude each other: what gathers a block is not compiled")
+
+    @property
+    def fake_score_is_adapter(self) -> bool:
+        """Whether the fake score is an adapter, which a scale can be given to."""
+        return (self.fake_score_training or self.training) == "lora"
 
 
 class Backbone(Protocol):

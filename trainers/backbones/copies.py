@@ -26,7 +26,10 @@ class CopyRoles:
     def network(self, role: Role, fake_scale: float | None = None) -> nn.Module:
         """Return a role's network. Raises UserError where an adapter's scale is asked for."""
         if fake_scale is not None:
-            raise UserError('backbone.training = "full" has no adapter to scale: use "lora", or drop dynadg')
+            raise UserError(
+                'backbone.training = "full" has no adapter to scale: use "lora", for the fake score alone '
+                'backbone.fake_score_training = "lora", or drop dynadg'
+            )
         return self._networks[role]
 
     def networks(self) -> list[nn.Module]:

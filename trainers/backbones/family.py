@@ -29,7 +29,8 @@ from trainers.backbones.base import BackboneConfig, Role
 from trainers.backbones.checkpoint import DTYPES, load_base, save_lora, save_merged
 from trainers.backbones.compilation import compile_blocks
 from trainers.backbones.copies import CopyRoles
-from trainers.backbones.lora import AdapterRoles
+from trainers.backbones.full_student import FullStudentRoles
+from trainers.backbones.lora import ROLES, AdapterRoles
 from trainers.backbones.own_start import OwnStartRoles
 from trainers.backbones.recompute import attention, checkpointed, run_again
 from trainers.backbones.sharding import shard, whole
@@ -159,7 +160,7 @@ class Family:
     ) -> Tensor:
         """Return v [B, ...] float32; guidance costs one call on 2 B images.
 
-        Raises UserError where fake_scale is given and the roles are full copies."""
+        Raises UserError where fake_scale is given and the fake score is a full copy."""
         t = self._levels(t, len(x_t))
         if guidance_scale <= 1:
             return self._call(role, x_t, t, prompts, fake_scale)
@@ -238,7 +239,7 @@ class Family:
         is asked for and there is none."""
         base, roles = Path(self.settings.path), self._roles
         if weights == "lora":
-            if isinstance(roles, CopyRoles):
+            if isinstance(roles, CopyRoles | FullStudentRoles):
                 raise UserError('export.weights = "lora" needs backbone.training = "lora"; use "merged"')
             if isinstance(roles, OwnStartRoles):
                 base, roles = Path(self.settings.student_path), roles.student
@@ -296,7 +297,7 @@ class Family:
 
 def roles_of(
     network: Any, settings: BackboneConfig, device: torch.device, start: Any = None
-) -> AdapterRoles | OwnStartRoles | CopyRoles:
+) -> AdapterRoles | OwnStartRoles | FullStudentRoles | CopyRoles:
     """Return the roles of a frozen network as the settings ask for them.
 
     start: the network that the student starts from instead of this one."""
@@ -307,6 +308,13 @@ def roles_of(
             if start:
                 start.enable_gradient_checkpointing(adapters.checkpointed("student"))
         return adapters
+    if settings.fake_score_is_adapter:
+        roles = FullStudentRoles(network, settings.lora, start)
+        if settings.gradient_checkpointing:
+            networks: list[Any] = roles.networks()
+            for one, role in zip(networks, ROLES, strict=True):
+                one.enable_gradient_checkpointing(roles.checkpointed(role))
+        return roles
     if settings.gradient_checkpointing:
         for one in (network, start) if start else (network,):
             one.enable_gradient_checkpointing(checkpointed(device))  # before it is copied
