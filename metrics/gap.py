@@ -27,6 +27,7 @@ SIZES = ((100, 100), (256, 256), (512, 512), (1024, 1024), (768, 1344), (640, 32
 PROMPT = Prompt(text="a photo", metadata={"class": 0})
 PROFILES: dict[str, Preprocessing] = {
     "shorter side to 224, crop": Resized(size=(224, 224), crop_offset="floor"),
+    "both sides to 224": Resized(size=(224, 224), resize="squash"),
     "both sides to 378": Resized(size=(378, 378), resize="squash"),
     "multiples of 28, about 200,704 pixels": SmartPatches(),
 }

@@ -9,6 +9,7 @@ table below is the encoder's; ":" and an output make a feature's key, such as "o
     laion/CLIP-ViT-g-14-laion2B         open_clip ViT-g-14, 224 px    GELU         DMD2's              DMD2's
     yuvalkirstain/PickScore_v1          CLIP ViT-H/14, 224 px         GELU         shorter side, crop  transformers
     xswu/HPSv2, xswu/HPSv2.1            open_clip ViT-H-14, 224 px    GELU         longer side, pad    OpenAI
+    apple/DFN5B-CLIP-ViT-H-14           open_clip ViT-H-14, 224 px    quick GELU   squash              OpenAI
     apple/DFN5B-CLIP-ViT-H-14-378       open_clip ViT-H-14-378        quick GELU   squash              OpenAI
 
 quick GELU, x sigmoid(1.702 x), and GELU give different scores from the same file without any error; the architectures
@@ -101,6 +102,13 @@ def hps_v21(device: torch.device) -> Mapping[str, Encoder]:
 def dfn(device: torch.device) -> Mapping[str, Encoder]:
     """Return the encoders of Apple's DFN-5B CLIP ViT-H/14 at 378 pixels."""
     weights, config = manifest("dfn5b-clip-vit-h-14-378"), named("ViT-H-14-378-quickgelu")
+    return open_clip_outputs(weights, "open_clip_pytorch_model.bin", device, config, squashed, OpenAiTokens())
+
+
+@register_encoders("apple/DFN5B-CLIP-ViT-H-14")
+def dfn_224(device: torch.device) -> Mapping[str, Encoder]:
+    """Return the encoders of Apple's DFN-5B CLIP ViT-H/14 at 224 pixels."""
+    weights, config = manifest("dfn5b-clip-vit-h-14"), named("ViT-H-14-quickgelu")
     return open_clip_outputs(weights, "open_clip_pytorch_model.bin", device, config, squashed, OpenAiTokens())
 
 

@@ -15,6 +15,7 @@ from tests.parity import clip_native, common
 
 IDS = ("clip_score", "clip_score.rtdmd", "clip_score.unirl", "clip_score.imagereward", "clip_score.dmd2")
 IDS = (*IDS, "clip_score.hessel", "aesthetic", "pick_score", "pick_score.rtdmd", "hps_v2", "hps_v21", "dfn_clip")
+IDS = (*IDS, "dfn_clip.224")
 DIFFERENTIABLE = [identity for identity in IDS if identity != "clip_score.dmd2"]
 SCALE = {"clip_score.unirl": 4.0, "aesthetic": 10.0, "pick_score": 20.0, "clip_score.hessel": 2.5}  # of tolerances
 FILES = {  # of each metric's own weights
@@ -25,6 +26,7 @@ FILES = {  # of each metric's own weights
     "pick_score": "pick-score-v1/model.safetensors",
     "hps_v2": "hps-v2/HPS_v2_compressed.pt",
     "hps_v21": "hps-v2.1/HPS_v2.1_compressed.pt",
+    "dfn_clip.224": "dfn5b-clip-vit-h-14/open_clip_pytorch_model.bin",
     "dfn_clip": "dfn5b-clip-vit-h-14-378/open_clip_pytorch_model.bin",
 }
 
@@ -186,12 +188,13 @@ def test_half_precision_files_are_read_as_float32(
     [
         # HPS: 686 keys and 986.1 M parameters, as counted in the package hpsv2.
         (lambda: clip_native.open_clip_layout(real("ViT-H-14")), 686, 986.1),
+        (lambda: clip_native.open_clip_layout(real("ViT-H-14-quickgelu")), 686, 986.1),
         (lambda: clip_native.open_clip_layout(real("ViT-H-14-378-quickgelu")), 686, 986.7),
         (lambda: clip_native.transformers_layout(published_config("CLIP_L14")), 590, 427.6),
         (lambda: clip_native.transformers_layout(published_config("CLIP_B32")), 398, 151.3),
         (lambda: clip_native.transformers_layout(published_config("PICK")), 910, 986.1),
     ],
-    ids=["hps", "dfn", "clip-l14", "clip-b32", "pick"],
+    ids=["hps", "dfn-224", "dfn", "clip-l14", "clip-b32", "pick"],
 )
 def test_true_architectures_have_the_published_layouts(shapes, keys: int, parameters: float) -> None:
     found = shapes()
@@ -232,7 +235,8 @@ def published_config(name: str) -> dict[str, object]:
 
 
 @pytest.mark.parametrize(
-    ("architecture", "quick"), [("ViT-H-14", False), ("ViT-g-14", False), ("ViT-H-14-378-quickgelu", True)]
+    ("architecture", "quick"),
+    [("ViT-H-14", False), ("ViT-g-14", False), ("ViT-H-14-quickgelu", True), ("ViT-H-14-378-quickgelu", True)],
 )
 def test_open_clip_architectures_have_their_activation(architecture: str, quick: bool) -> None:
     from accelerate import init_empty_weights

@@ -96,6 +96,14 @@ FLOOR = replace(CROP, crop_offset="floor")
 FLOATS = replace(CROP, interpolation="bilinear", official="tensor")
 NO_ANTIALIAS = replace(padded(common.SIDE), antialias=False)
 L14_GELU, PICK_QUICK = ({"hidden_act": name} for name in ("gelu", "quick_gelu"))
+DFN_MISTAKES = {
+    "GELU": named(sizes.HPS),
+    "cropped": Mistake(pictures=CROP),
+    "padded": Mistake(pictures=padded(common.SIDE)),
+    "bilinear": Mistake(pictures=replace(squashed(common.SIDE), interpolation="bilinear")),
+    "a prefix": Mistake(tokens=OpenAiTokens("a ")),
+    "no end": Mistake(tokens=NoEnd(OpenAiTokens())),
+}
 MISTAKES: Mapping[str, Mapping[str, Mistake]] = {
     "clip_score": {
         "GELU, image": config("CLIP_L14", "vision", **L14_GELU),
@@ -138,14 +146,8 @@ MISTAKES: Mapping[str, Mapping[str, Mistake]] = {
         "another side": Mistake(pictures=SquareFirst(side=128, then=CROP)),
         "no end": Mistake(tokens=NoEnd(SplicedTokens())),
     },
-    "dfn_clip": {
-        "GELU": named(sizes.HPS),
-        "cropped": Mistake(pictures=CROP),
-        "padded": Mistake(pictures=padded(common.SIDE)),
-        "bilinear": Mistake(pictures=replace(squashed(common.SIDE), interpolation="bilinear")),
-        "a prefix": Mistake(tokens=OpenAiTokens("a ")),
-        "no end": Mistake(tokens=NoEnd(OpenAiTokens())),
-    },
+    "dfn_clip": DFN_MISTAKES,
+    "dfn_clip.224": DFN_MISTAKES,
     "aesthetic": {
         "GELU": config("CLIP_L14", "vision", **L14_GELU),
         "OpenAI's crop": Mistake(pictures=CROP),
@@ -203,6 +205,7 @@ def test_every_stage_equals_the_official_one(identity: str, clip_family: Path) -
         ("pick_score.rtdmd", lambda: clip_native.transformers_layout(sizes.PICK), ""),
         ("clip_score.dmd2", lambda: clip_native.open_clip_layout(sizes.HPS), sizes.G14),
         ("dfn_clip", lambda: clip_native.open_clip_layout(sizes.HPS), sizes.DFN),
+        ("dfn_clip.224", lambda: clip_native.open_clip_layout(sizes.HPS), sizes.DFN_224),
         ("hps_v2", lambda: clip_native.open_clip_layout(sizes.HPS), ""),
         ("hps_v21", lambda: clip_native.open_clip_layout(sizes.HPS), sizes.HPS_V21),
     ],

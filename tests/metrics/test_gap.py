@@ -9,6 +9,7 @@ from metrics.preprocessing import Resized
 
 CARDS = {
     "shorter side to 224, crop": ("clip_score", "aesthetic", "pick_score", "image_reward"),
+    "both sides to 224": ("dfn_clip.224",),
     "both sides to 378": ("dfn_clip",),
     "multiples of 28, about 200,704 pixels": ("hps_v3",),
 }

@@ -41,6 +41,7 @@ OFFICIAL = {  # the packages behind the golden of each metric; all goldens lie i
     "clip_score.hessel": ("openai-clip",),
     "clip_score.dmd2": ("open_clip_torch", "openai-clip"),
     "dfn_clip": ("open_clip_torch",),
+    "dfn_clip.224": ("open_clip_torch",),
     "aesthetic": ("transformers",),
     "pick_score": ("transformers",),
     "pick_score.rtdmd": ("transformers", "torchvision"),
@@ -90,8 +91,9 @@ def write_weights(folder: Path) -> None:
     clip, pick = seeded(transformers_layout(sizes.CLIP)), seeded(transformers_layout(sizes.PICK))
     b32 = seeded(transformers_layout(sizes.CLIP), sizes.B32)
     # Models of one architecture have other values each: one in the place of another shows.
-    hps, hps_v21, g14, dfn = (
-        seeded(open_clip_layout(sizes.HPS), model) for model in ("", sizes.HPS_V21, sizes.G14, sizes.DFN)
+    hps, hps_v21, g14, dfn, dfn_224 = (
+        seeded(open_clip_layout(sizes.HPS), model)
+        for model in ("", sizes.HPS_V21, sizes.G14, sizes.DFN, sizes.DFN_224)
     )
     hps, hps_v21 = ({name: tensor.half() for name, tensor in state.items()} for state in (hps, hps_v21))
     counters = {f"{side}_model.embeddings.position_ids": torch.arange(9)[None] for side in ("text", "vision")}
@@ -103,6 +105,7 @@ def write_weights(folder: Path) -> None:
         "hps-v2.1": {"epoch": 1, "state_dict": hps_v21},
         "clip-vit-g-14-laion2b": g14,
         "dfn5b-clip-vit-h-14-378": dfn,
+        "dfn5b-clip-vit-h-14": dfn_224,
         "laion-aesthetic-v2": seeded(layout(AestheticHead)),
     }.items():
         path = folder / identity / manifest(identity).entry.files[0].name

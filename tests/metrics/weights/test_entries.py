@@ -9,6 +9,7 @@ SHORT_IDS = {
     "clip-vit-large-patch14",
     "clip-vit-b-32",
     "clip-vit-g-14-laion2b",
+    "dfn5b-clip-vit-h-14",
     "dfn5b-clip-vit-h-14-378",
     "laion-aesthetic-v2",
     "pick-score-v1",
@@ -44,7 +45,7 @@ def test_every_entry_says_where_its_files_come_from_and_what_they_are(entry: Ent
 
 def test_the_manifest_says_which_digests_of_preference_weights_are_not_known() -> None:
     unknown = {identity for identity in SHORT_IDS if not entries()[identity].pinned}
-    assert unknown == {"pick-score-v1", "hps-v2", "hps-v3", "image-reward-v1"}
+    assert unknown == {"dfn5b-clip-vit-h-14", "pick-score-v1", "hps-v2", "hps-v3", "image-reward-v1"}
     tables = MANIFEST.read_text(encoding="utf-8").split("\n\n")
     for identity in unknown:
         (table,) = (one for one in tables if one.startswith((f"[[{identity}.files]]", f'[["{identity}".files]]')))

@@ -1,13 +1,15 @@
 """open_clip on seeded weights, as DMD2 and the authors of DFN use it (`tox -e parity-clip`).
 
-    python -m tests.parity.clip.official_open_clip     writes tests/golden/clip_family/{clip_score.dmd2,dfn_clip}.npz
+    python -m tests.parity.clip.official_open_clip     writes tests/golden/clip_family/{clip_score.dmd2,dfn_clip,
+                                                       dfn_clip.224}.npz, or those that are named
 
 DMD2: ViT-g-14's picture transform on DMD2's square, on DMD2's ids (its recipe is written down in `official`).
-DFN: the transform that open_clip lists for the tag `dfn5b`, its own tokens, quick GELU.
+DFN: the transform that open_clip lists for the tag `dfn5b`, its own tokens, quick GELU, at 378 and at 224 pixels.
 
-The architectures are shrunken, so both models have one layout; their seeded weights differ.
+The architectures are shrunken, so all models have one layout; their seeded weights differ.
 """
 
+import sys
 from typing import Any
 
 import torch
@@ -59,13 +61,12 @@ def of_dmd2() -> tuple[Official, str]:
     return official, weights
 
 
-def of_dfn() -> tuple[Official, str]:
-    """Return open_clip's cosine under the published settings of DFN, and the weights' checksum."""
-    from open_clip import get_tokenizer
+def of_dfn(name: str, seeded: str) -> tuple[Official, str]:
+    """Return open_clip's cosine under the published settings of a DFN architecture, and the weights' checksum."""
+    from open_clip import get_model_config, get_tokenizer
 
-    name = "ViT-H-14-378-quickgelu"
     tokenizer, pixels = get_tokenizer(name), transform(name, "dfn5b")
-    model, weights = make_model(sizes.DFN, quick_gelu=True)
+    model, weights = make_model(seeded, quick_gelu=get_model_config(name)["quick_gelu"])
 
     def reward(pixels: torch.Tensor, prompt: str) -> torch.Tensor:
         return F.cosine_similarity(model.encode_image(pixels), model.encode_text(tokenizer([prompt])))
@@ -84,6 +85,12 @@ def of_dfn() -> tuple[Official, str]:
 
 
 if __name__ == "__main__":
-    for metric, (official, weights) in {"clip_score.dmd2": of_dmd2(), "dfn_clip": of_dfn()}.items():
+    made = {
+        "clip_score.dmd2": of_dmd2,
+        "dfn_clip": lambda: of_dfn("ViT-H-14-378-quickgelu", sizes.DFN),
+        "dfn_clip.224": lambda: of_dfn("ViT-H-14-quickgelu", sizes.DFN_224),
+    }
+    for metric in sys.argv[1:] or made:
+        official, weights = made[metric]()
         stages, about = record(official)
         save(f"{FOLDER}/{metric}", stages, about | {"weights": weights}, ("open_clip_torch", "openai-clip"))

@@ -4,7 +4,7 @@ from tests.parity.common import SIDE
 
 VOCABULARY, CONTEXT = 49408, 77
 # Names by which models that share an architecture get seeded weights of their own.
-B32, HPS_V21, G14, DFN = "b32/", "hps-v2.1/", "g14/", "dfn/"
+B32, HPS_V21, G14, DFN, DFN_224 = "b32/", "hps-v2.1/", "g14/", "dfn/", "dfn-224/"
 
 CLIP = {
     "projection_dim": 768,
