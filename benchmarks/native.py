@@ -46,6 +46,13 @@ def default_protocol(files: PipelineFiles) -> Protocol:
     )
 
 
+def takes(files: PipelineFiles, argument: str) -> bool:
+    """Return whether a folder's pipeline knows an argument in its call.
+
+    Raises UserError where the class is not one of diffusers'."""
+    return argument in inspect.signature(_pipeline_class(files).__call__).parameters
+
+
 def call_arguments(pipe: Any, protocol: Protocol, prompts: Sequence[str]) -> dict[str, Any]:
     """Return the arguments of the pipeline's call for B prompts.
 

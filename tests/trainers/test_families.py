@@ -15,7 +15,7 @@ from peft import PeftModel
 from torch import Tensor
 
 from benchmarks.checkpoints import check_pipeline
-from benchmarks.config import UserError
+from benchmarks.config import UserError, build
 from benchmarks.models import noise_generator, open_model
 from benchmarks.native import call_arguments, class_labels, load_pipeline
 from benchmarks.protocol import Protocol, write_protocol
@@ -23,6 +23,7 @@ from benchmarks.samplers import FewStepScheduler, shifted
 from metrics.base import Prompt
 from tests.shrunken.families import SIDE, make
 from trainers.backbones.base import Backbone, BackboneConfig, LoraConfig, load
+from trainers.backbones.checkpoint import open_base
 from trainers.backbones.flux2 import empirical_shift
 from trainers.base import SamplerConfig, World
 from trainers.dmd import Dmd, DmdConfig
@@ -200,6 +201,50 @@ def test_a_sample_noised_to_a_timestep_is_what_the_schedulers_own_noise_makes_of
 def test_timesteps_of_flow_families_are_their_levels(folders: dict[str, Path], family: str) -> None:
     share = torch.tensor([0.0, 0.3, 1.0])
     assert torch.equal(backbone_of(folders, family).level_at(share), share)
+
+
+LONG = " ".join(["a photo of a red circle"] * 12)
+
+
+@pytest.mark.parametrize("family", ["sd3-t5", "flux2", "z_image"])
+def test_a_length_of_texts_holds_in_training_in_the_students_protocol_and_in_its_benchmark(
+    folders: dict[str, Path], family: str, tmp_path: Path
+) -> None:
+    settings = BackboneConfig(
+        kind=KIND.get(family, family), path=str(folders[family]), max_text_length=24, lora=LoraConfig(rank=2),
+        prompt_cache_folder=str(tmp_path / "prompts"),
+    )  # fmt: skip
+    kept = [load(one, CPU) for one in (settings, replace(settings, max_text_length=0))]
+    short, own = (
+        [x for part in one.encode([LONG]) for x in (part if isinstance(part, list) else [part])] for one in kept
+    )
+    tokens = short[0].shape[-2]
+    beside = 16 if family == "sd3-t5" else 0  # of CLIP, whose length is its own
+    assert tokens == 24 + beside != own[0].shape[-2]
+    assert len(list((tmp_path / "prompts").iterdir())) == 2  # rows of one length are not those of another
+    backbone, pipe = kept[0], stock(folders[family])
+    protocol = SamplerConfig(sampler="euler", num_inference_steps=2).protocol(backbone.protocol())
+    assert protocol.call_arguments["max_sequence_length"] == 24
+    assert open_base(settings).protocol == backbone.protocol()
+    pipe.scheduler, x = FewStepScheduler.of(protocol, pipe.scheduler), noise(backbone, 1)
+    with torch.no_grad():
+        prompts = backbone.encode([LONG])
+        steps = rollout(lambda x_t, t: backbone.velocity("student", x_t, t, prompts), x, protocol, lambda k: x)
+        mine = backbone.decode(steps[-1].x_next)
+    pipe.scheduler.generators = [torch.Generator()]
+    arguments = call_arguments(pipe, protocol, [LONG])
+    theirs = pipe(output_type="pt", latents=x, generator=[torch.Generator()], **arguments).images
+    assert (theirs - mine).abs().max() <= 1e-4 and theirs.std() > 0.01
+
+
+@pytest.mark.parametrize("family", ["sdxl", "sit"])
+def test_a_length_of_texts_is_refused_where_a_family_has_one_alone(folders: dict[str, Path], family: str) -> None:
+    settings = BackboneConfig(kind=family, path=str(folders[family]), max_text_length=128)
+    for opened in (lambda: load(settings, CPU), lambda: open_base(settings)):
+        with pytest.raises(UserError, match=r"has one length of texts: leave backbone.max_text_length out"):
+            opened()
+    with pytest.raises(UserError, match=r"max_text_length must lie in \[0, 512\]"):
+        build(BackboneConfig, {"path": "x", "max_text_length": 513}, "x.toml")
 
 
 @pytest.mark.parametrize("family", ["sdxl", "flux2", "z_image"])

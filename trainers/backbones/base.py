@@ -54,6 +54,9 @@ class BackboneConfig:
     student_path: str = ""
     name: str = ""  # of the base, as boards list it: what a student is held against; "" = its folder's
     resolution: int = 0  # pixels of a side; 0 = the folder's own
+    # Tokens of a prompt that the family's long text encoder reads, as pipelines' max_sequence_length: SD3's T5,
+    # FLUX.2's and Z-Image's language models. The student's protocol keeps it. 0 = the folder's own
+    max_text_length: int = 0
     training: Literal["lora", "full"] = "lora"
     # Of the fake score, where it is another: an adapter on the frozen base beside a full student (DMDR's one-step
     # SDXL). "" = as `training`
@@ -87,6 +90,8 @@ class BackboneConfig:
             raise ValueError('sharded = true cuts up the frozen base of adapters: it needs training = "lora"')
         if self.microbatch < 0:
             raise ValueError("microbatch must be at least 0")
+        if not 0 <= self.max_text_length <= 512:
+            raise ValueError("max_text_length must lie in [0, 512]: pipelines read no longer texts")
         if self.resolution < 0 or self.prompt_cache < 1:
             raise ValueError("resolution must be at least 0, prompt_cache 1")
         if self.sharded and self.microbatch:

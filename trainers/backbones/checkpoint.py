@@ -14,43 +14,54 @@ from torch import Tensor
 from benchmarks.checkpoints import PipelineFiles, check_pipeline
 from benchmarks.config import UserError
 from benchmarks.models import Pipeline, open_model
-from benchmarks.native import default_protocol, load_pipeline, wrong_size
+from benchmarks.native import default_protocol, load_pipeline, takes, wrong_size
 from benchmarks.protocol import Protocol, read_protocol
 from trainers.backbones.base import BackboneConfig
 from trainers.backbones.lora import AdapterRoles
 
+TEXT_LENGTH = "max_sequence_length"  # of the pipelines' call
 DTYPES = {"float32": torch.float32, "float16": torch.float16, "bfloat16": torch.bfloat16}
 
 
-def load_base(folder: Path, class_name: str, device: torch.device, resolution: int = 0) -> tuple[Any, Protocol]:
-    """Return a diffusers folder's pipeline in float32 and its protocol, at a resolution of its own if one is given.
+def load_base(settings: BackboneConfig, class_name: str, device: torch.device) -> tuple[Any, Protocol]:
+    """Return a diffusers folder's pipeline in float32 and its protocol, changed as the settings ask for.
 
     Raises UserError where the folder is missing, damaged, not safe to read, or holds another pipeline, and where
-    that does not draw pictures of this size."""
+    that does not draw as it is asked to."""
+    folder = Path(settings.path)
     files = check_pipeline(folder)
     if files.class_name != class_name:
         raise UserError(f"{folder}: a {files.class_name}; this backbone trains {class_name} folders")
-    protocol = _sized(files, read_protocol(folder) or default_protocol(files), resolution)
+    protocol = _as_asked(files, read_protocol(folder) or default_protocol(files), settings)
     return load_pipeline(files, None, "float32", str(device)), protocol
 
 
 def open_base(settings: BackboneConfig) -> Pipeline:
-    """Return a run's base model, unloaded, at the run's resolution.
+    """Return a run's base model, unloaded, with the protocol that the run has.
 
-    Raises UserError where the folder is missing or damaged, or does not draw pictures of that size."""
+    Raises UserError where the folder is missing or damaged, or does not draw as it is asked to."""
     folder = Path(settings.path)
     if not folder.is_dir():
         raise UserError(f"{folder}: no such folder; backbone.path names the base model's, in diffusers layout")
     model = open_model(folder)
     if not isinstance(model, Pipeline):
         raise UserError(f"{folder}: not a diffusers folder; backbone.path names the base model's")
-    return replace(model, protocol=_sized(model.files, model.protocol, settings.resolution))
+    return replace(model, protocol=_as_asked(model.files, model.protocol, settings))
 
 
-def _sized(files: PipelineFiles, protocol: Protocol, resolution: int) -> Protocol:
-    """Return a protocol at `resolution` pixels a side; 0 = as it is. Raises UserError where that is not drawn."""
-    if resolution:
-        protocol = replace(protocol, height=resolution, width=resolution)
+def _as_asked(files: PipelineFiles, protocol: Protocol, settings: BackboneConfig) -> Protocol:
+    """Return a base's protocol with the run's resolution and length of texts, which its student keeps.
+
+    Raises UserError where the pipeline draws no pictures of that size, or knows no such length."""
+    if settings.resolution:
+        protocol = replace(protocol, height=settings.resolution, width=settings.resolution)
+    if settings.max_text_length:
+        if not takes(files, TEXT_LENGTH):
+            raise UserError(
+                f"{files.folder}: a {files.class_name} has one length of texts: leave backbone.max_text_length out"
+            )
+        told = {**protocol.call_arguments, TEXT_LENGTH: settings.max_text_length}
+        protocol = replace(protocol, call_arguments=told)
     if why := wrong_size(files, protocol):
         raise UserError(f"{files.folder}: {why}")
     return protocol

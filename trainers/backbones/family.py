@@ -51,7 +51,7 @@ class Family:
         """Load the folder settings.path. Raises UserError where it is no folder of this family."""
         self.settings, self.device, self.passes = settings, device, 0
         name, at_first = self.pipeline_class.__name__, torch.device("cpu") if settings.sharded else device
-        self.pipeline, self._protocol = load_base(Path(settings.path), name, at_first, settings.resolution)
+        self.pipeline, self._protocol = load_base(settings, name, at_first)
         self._dtype = torch.float64 if settings.precision == "float64" else torch.float32
         for component in self.pipeline.components.values():
             if isinstance(component, nn.Module):
