@@ -287,7 +287,10 @@ METHODS: dict[str, tuple[type[Trainer], Any]] = {
     "dmdr rt_dm": (Dmdr, DmdrConfig(phase="rt_dm", batch_size=4, fake_score_updates=1)),
     "dmdr refl": (Dmdr, DmdrConfig(**JOINT, refl=ReflTerm(margin=9.0, regulariser="self_pretrain"))),
     "dmdr dpo": (Dmdr, DmdrConfig(**JOINT, **SMALL, rl="dpo")),
-    "dmdr grpo": (Dmdr, DmdrConfig(**JOINT, **SMALL, rl="grpo", sampler=SamplerConfig(sampler="renoise"))),
+    "dmdr grpo": (
+        Dmdr,
+        DmdrConfig(**JOINT, **SMALL, rl="grpo", sampler=SamplerConfig(sampler="renoise"), simulation="predictions"),
+    ),
     "refl": (Refl, ReflConfig(batch_size=4, refl=ReflTerm(text="srpo", regulariser="self_pretrain"))),
     "dpo": (Dpo, DpoConfig(dpo=DpoTerm(groups=2, group_size=4, reference_every=2))),
     "grpo": (Grpo, GrpoConfig(grpo=SMALL["grpo"], updates=2)),
