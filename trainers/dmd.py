@@ -89,12 +89,12 @@ def fake_score_loss(x0: Tensor, fake_score: Velocity, t: Tensor, eps: Tensor, of
 
 
 def last_step_x0(
-    student: Velocity, z: Tensor, protocol: Protocol, draws: Draws, grad: bool, scale: float = 1.0
+    student: Velocity, z: Tensor, protocol: Protocol, draws: Draws, grad: bool, scale: float = 1.0, first: int = 1
 ) -> Tensor:
-    """Return x0 predicted at a random step k ~ U{1..K}, reached by the student itself (backward simulation).
+    """Return x0 predicted at a random step k ~ U{first..K}, reached by the student itself (backward simulation).
 
     scale, here and below: the factor of unit noise z that the sampler begins with."""
-    k = 1 + draws.index(protocol.num_inference_steps)
+    k = first + draws.index(protocol.num_inference_steps - first + 1)
     return step_reached(student, scale * z, protocol, draws, k, grad).x0
 
 

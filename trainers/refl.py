@@ -15,6 +15,8 @@ Axes: B samples, then any latent axes.
 """
 
 from collections.abc import Mapping, Sequence
+from dataclasses import replace
+from functools import partial
 from typing import Literal
 
 import torch
@@ -24,8 +26,8 @@ from benchmarks.config import config
 from benchmarks.protocol import Protocol
 from metrics.base import Prompt, UserError
 from trainers.backbones.base import Backbone
-from trainers.base import Logs, Roles, RolesTrainer, SamplerConfig, World, register
-from trainers.dmd import X0_SOURCES, descend, fake_score_loss
+from trainers.base import Guidance, Logs, Roles, RolesTrainer, SamplerConfig, World, register
+from trainers.dmd import X0_SOURCES, descend, fake_score_loss, last_step_x0
 from trainers.draws import Draws
 from trainers.flow import LevelAt, RenoiseLaw, Velocity
 from trainers.learner import EmaConfig, OptimiserConfig
@@ -144,8 +146,12 @@ class ReflConfig:
     """Settings of training by the reward alone."""
 
     sampler: SamplerConfig = SamplerConfig()
+    student_guidance: Guidance = 1.0  # of the student, in rollout, training and use; 1 = off
     batch_size: int = 32  # prompts per iteration and process
     x0_source: Literal["last_step", "renoised_rollout"] = "last_step"
+    # Of last_step, k ~ U{first_step..K}: what the first of many steps predict is too blurred to be judged, and ReFL
+    # trains on the last 10 of 40
+    first_step: int = 1
     refl: ReflTerm = ReflTerm()
     student: OptimiserConfig = OptimiserConfig(lr=3e-4, betas=(0.5, 0.99))
     ema: EmaConfig = EmaConfig()
@@ -153,6 +159,10 @@ class ReflConfig:
     def __post_init__(self) -> None:
         if self.batch_size < 1:
             raise ValueError("batch_size must be at least 1")
+        if not 1 <= self.first_step <= self.sampler.num_inference_steps:
+            raise ValueError("first_step must lie in 1 to sampler.num_inference_steps")
+        if self.first_step > 1 and self.x0_source != "last_step":
+            raise ValueError('first_step is of x0_source = "last_step": leave one of them out')
 
 
 @register("refl")
@@ -165,9 +175,14 @@ class Refl(RolesTrainer):
         check_refl(config.refl, rewards)
         self.config, self.rewards = config, rewards
         regularised = config.refl.regulariser != "none"
-        self.roles = Roles(backbone, config.student, None, config.ema, world, reference=regularised)
+        self.roles = Roles(
+            backbone, config.student, None, config.ema, world,
+            reference=regularised, student_guidance=config.student_guidance,
+        )  # fmt: skip
         self.prompts_per_step = config.batch_size
-        self._protocol = config.sampler.protocol(backbone.protocol())
+        self._protocol = replace(config.sampler.protocol(backbone.protocol()), guidance_scale=config.student_guidance)
+        last_step = partial(last_step_x0, first=config.first_step)
+        self._generate = last_step if config.x0_source == "last_step" else X0_SOURCES[config.x0_source]
 
     def step(self, prompts: Sequence[Prompt], iteration: int) -> Logs:
         """Generate, score, and take one step along the gradient of the reward."""
@@ -175,7 +190,7 @@ class Refl(RolesTrainer):
         # 1. One call with a graph, on the student's own path
         z = self.roles.noise(len(prompts))
         scale = self.roles.noise_scale(self._protocol)
-        x0 = X0_SOURCES[c.x0_source](networks.student, z, self._protocol, self.roles.draws, True, scale)
+        x0 = self._generate(networks.student, z, self._protocol, self.roles.draws, True, scale)
         # 2. Hinge on the rewards of the decoded images
         losses, logs = refl_losses(x0, networks.student, prompts, self._protocol, self.roles, self.rewards, c.refl)
         # 3. Descend

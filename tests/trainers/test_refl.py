@@ -11,6 +11,7 @@ from benchmarks.config import UserError
 from benchmarks.protocol import Protocol
 from metrics.base import Prompt
 from tests.trainers.closed_form import ClosedFormMetric, FirstCoordinate, PointBackbone, reward_bank
+from trainers.backbones.base import Role
 from trainers.base import SamplerConfig, World
 from trainers.draws import Draws
 from trainers.flow import RenoiseLaw
@@ -118,6 +119,36 @@ def test_both_terms_have_their_weights() -> None:
     plain, weighted = logs(), logs(weight=3.0, regulariser_weight=20.0)
     assert weighted["rl_loss"] == pytest.approx(3 * plain["rl_loss"])
     assert weighted["regulariser_loss"] == pytest.approx(20 * plain["regulariser_loss"]) and plain["rl_loss"] > 0
+
+
+def test_a_student_of_many_steps_is_guided_and_trained_from_a_step_on(monkeypatch: pytest.MonkeyPatch) -> None:
+    """The last two of four even steps begin at 0.5 and 0.25; each is trained now and then, and no other."""
+    sampler = SamplerConfig(sampler="euler", num_inference_steps=4)
+    backbone, one = trainer(sampler=sampler, student_guidance=7.0, first_step=3)
+    asked, velocity = list[tuple[float, float, bool]](), backbone.velocity
+
+    def seen(role: Role, x_t: Tensor, t: float, *args: object, guidance_scale: float, **named: object) -> Tensor:
+        asked.append((t, guidance_scale, torch.is_grad_enabled()))
+        return velocity(role, x_t, t, *args, guidance_scale=guidance_scale, **named)  # type: ignore[arg-type]
+
+    monkeypatch.setattr(backbone, "velocity", seen)
+    for iteration in range(12):
+        one.step(PROMPTS, iteration)
+    assert {guidance for _, guidance, _ in asked} == {7.0}
+    assert {t for t, _, trained in asked if trained} == {0.5, 0.25}
+    assert (one.protocol().guidance_scale, one.protocol().num_inference_steps) == (7.0, 4)
+
+
+@pytest.mark.parametrize(
+    ("settings", "message"),
+    [
+        ({"first_step": 5}, "first_step must lie in 1 to sampler.num_inference_steps"),
+        ({"first_step": 2, "x0_source": "renoised_rollout"}, "leave one of them out"),
+    ],
+)
+def test_a_first_step_that_is_never_reached_is_refused(settings: dict[str, object], message: str) -> None:
+    with pytest.raises(ValueError, match=message):
+        ReflConfig(**settings)  # type: ignore[arg-type]
 
 
 def test_the_regularisers_samples_are_the_references() -> None:
