@@ -1,12 +1,14 @@
 """Presets: the trainings behind the rows of the papers' tables, as data.
 
     python -m trainers.run --presets
-    python -m trainers.run --preset dmdr-v2-table5c-lambda-0.5 [--set backbone.path=models/sd3]
+    python -m trainers.run --preset dmdr-v2-table5c-lambda-2.0 [--set backbone.path=models/sd3]
+    python -m trainers.run --preset rtdmd-micro              a method at a size for a laptop
     python -m trainers.presets               writes configs/presets/README.md: preset -> paper, table, row
 
-A file of trainers/configs/presets is a paper. A preset names its method, the rows it stands for, what it extends (a
-TOML file, or an earlier preset of the same paper) and the settings in which it differs. Values that no paper and no
-authors' code state are said to be ours in the preset's note.
+A file of trainers/configs/presets is a paper, or the small versions of several papers' methods. A preset names its
+method, the rows it stands for, what it extends (a TOML file, or an earlier preset of the same file) and the settings
+in which it differs. Values that no paper and no authors' code state are said to be ours in the note of the preset, or
+of one that it extends. Rows that the authors trained and that have no preset are `left_out`, with the reason.
 """
 
 import json
@@ -33,6 +35,15 @@ class RowRef:
     row: str  # as printed
     group: str = ""  # where rows of several groups have one name
     nth: int = 1  # of the rows with this name and group
+    paper: str = ""  # "" = that of the file
+
+
+@config
+class LeftOut:
+    """Rows that no preset stands for."""
+
+    rows: tuple[RowRef, ...]
+    reason: str
 
 
 @config
@@ -48,12 +59,14 @@ class PresetConfig:
 
 @config
 class PaperConfig:
-    """A file of presets; their names are <paper>-<key>."""
+    """A file of presets; their names are <paper>-<key>, or the keys where it is of several papers."""
 
-    paper: str  # tables are leaderboards/reported/<paper>-table<table>.json
+    paper: str = ""  # tables are leaderboards/reported/<paper>-table<table>.json; "" = every row names its own
     title: str
+    column: str = "Table, row"  # what a preset is to its rows, as the page's head of that column
     benchmark: str  # the suite that its students are put through
     presets: dict[str, PresetConfig]
+    left_out: tuple[LeftOut, ...] = ()
 
 
 @dataclass(frozen=True)
@@ -61,10 +74,10 @@ class Preset:
     """A preset with its place in the papers and its whole run as a table."""
 
     name: str
-    paper: str
-    title: str
+    paper: str  # "" = small versions of several papers' methods
     settings: PresetConfig
     run: dict[str, Any]
+    base: str = ""  # the name of the preset that it extends
 
     def build(self, overrides: tuple[str, ...] = ()) -> RunConfig:
         """Return the run. Raises UserError for an override that does not fit."""
@@ -75,20 +88,24 @@ class Preset:
 def read_presets(folder: Path = FOLDER) -> dict[str, Preset]:
     """Return every preset by name. Raises UserError where a file of them makes no sense."""
     found: dict[str, Preset] = {}
-    for path in sorted(folder.glob("*.toml")):
-        paper = build(PaperConfig, parse_toml(path), str(path))
-        runs: dict[str, dict[str, Any]] = {}
+    for path, paper in read_papers(folder).items():
+        names = {key: f"{paper.paper}-{key}" if paper.paper else key for key in paper.presets}
         for key, preset in paper.presets.items():
+            base = found.get(names.get(preset.extends, ""))
             if preset.extends.endswith(".toml"):
-                base = read_table(path.parent / preset.extends)
-            elif preset.extends in runs:
-                base = runs[preset.extends]
+                table = read_table(path.parent / preset.extends)
+            elif base:
+                table = base.run
             else:
                 raise UserError(f"{path}: presets.{key}.extends: no such preset before it: {preset.extends!r}")
-            runs[key] = merge({"benchmark": paper.benchmark} | base, preset.settings)
-            name = f"{paper.paper}-{key}"
-            found[name] = Preset(name, paper.paper, paper.title, preset, runs[key])
+            run = merge({"benchmark": paper.benchmark} | table, preset.settings)
+            found[names[key]] = Preset(names[key], paper.paper, preset, run, base.name if base else "")
     return found
+
+
+def read_papers(folder: Path = FOLDER) -> dict[Path, PaperConfig]:
+    """Return the files of presets. Raises UserError where one of them is malformed."""
+    return {path: build(PaperConfig, parse_toml(path), str(path)) for path in sorted(folder.glob("*.toml"))}
 
 
 def find_preset(name: str, method: str = "") -> Preset:
@@ -113,7 +130,7 @@ def reported_row(paper: str, row: RowRef) -> Mapping[str, Any] | None:
 
 
 def page(presets: Mapping[str, Preset]) -> str:
-    """Return the Markdown page: preset, method, and the rows it stands for."""
+    """Return the Markdown page: preset, method, the rows it stands for, and the rows that have none."""
     return "\n".join(_lines(presets)) + "\n"
 
 
@@ -123,26 +140,55 @@ def show_presets() -> None:
         print(f"{name:34} {preset.settings.method:10} {'; '.join(map(_place, preset.settings.rows))}")
 
 
+INTRODUCTION = """\
+# Presets
+
+Written by `python -m trainers.presets`. Train one with `python -m trainers.run --preset NAME`; `--set`
+changes single values, such as the path of the base model. At its end a student goes through the suite of
+its paper; which weights of the suite are not here is told before anything is trained; `--no-benchmark`
+trains without it.
+
+- **Notes.** "Ours" marks values that neither paper nor authors' code states. "As" another preset: what that
+  one's note says holds here too, as far as nothing else is said.
+- **GPUs.** Batch sizes are per process, of as many as the authors had (`processes`). On fewer, each takes a
+  larger share of the same batch, and `backbone.microbatch` makes it fit; `--set processes=1` is a smaller
+  training.
+- **Prompts.** A name is that of a declared set, which `python -m benchmarks.prompts fetch NAME` brings or
+  tells how to get; a file is yours to write. `--set prompts.source=FILE` takes others.
+- **Everywhere.** AdamW's moments have 32 bits, where DMDR's authors keep 8; samplers end at level 0, where
+  DMDR's code ends at 0.001. A model that stands in two rows with equal numbers is one preset.
+"""
+
+
 def _lines(presets: Mapping[str, Preset]) -> Iterator[str]:
-    yield "# Presets"
-    yield ""
-    yield "Written by `python -m trainers.presets`. Train one with `python -m trainers.run --preset NAME`; `--set`"
-    yield 'changes single values, such as the path of the base model or of your prompts. "Ours" marks values that'
-    yield "neither paper nor authors' code states. At its end a student goes through the suite of its paper; which"
-    yield "weights of the suite are not here is told before anything is trained; `--no-benchmark` trains without it."
-    title = ""
-    for name, preset in presets.items():
-        if preset.title != title:
-            title = preset.title
-            yield from ("", f"## {title}", "", "| Preset | Method | Table, row | Note |", "|---|---|---|---|")
-        rows = "<br>".join(_place(row) for row in preset.settings.rows)
-        yield f"| `{name}` | `{preset.settings.method}` | {rows} | {preset.settings.note} |"
+    yield INTRODUCTION.rstrip()
+    for paper in read_papers().values():
+        head = f"| Preset | Method | {paper.column} | Prompts | GPUs | Note |"
+        yield from ("", f"## {paper.title}", "", head, "|---|---|---|---|---|---|")
+        for name, preset in presets.items():
+            if preset.paper == paper.paper:
+                run, rows = preset.build(), "<br>".join(map(_place, preset.settings.rows))
+                cells = (f"`{name}`", f"`{preset.settings.method}`", rows or "none", f"`{run.prompts.source}`")
+                yield f"| {' | '.join(cells)} | {run.processes or 1} | {_note(preset, presets)} |"
+        if paper.left_out:
+            yield from ("", "Rows without a preset:", "")
+        for one in paper.left_out:
+            yield f"- {'; '.join(map(_place, one.rows))}: {one.reason}"
+
+
+def _note(preset: Preset, presets: Mapping[str, Preset]) -> str:
+    """Return the note of a preset; where one that it extends has a note too, its name."""
+    base = presets[preset.base] if preset.base else None
+    while base and not base.settings.note:
+        base = presets[base.base] if base.base else None
+    return "; ".join(filter(None, (preset.settings.note, f"as `{base.name}`" if base else "")))
 
 
 def _place(row: RowRef) -> str:
-    group = f"{row.group}: " if row.group else ""
-    table = row.table.capitalize() if row.table.startswith("figure") else f"Table {row.table}"
-    return f"{table}, {group}{row.row}" + (f" (no. {row.nth})" if row.nth > 1 else "")
+    paper, group = (f"{text}{end}" if text else "" for text, end in ((row.paper, ", "), (row.group, ": ")))
+    named = row.table.startswith(("figure", "appendix"))
+    table = row.table[0].upper() + row.table[1:] if named else f"Table {row.table}"
+    return f"{paper}{table}, {group}{row.row}" + (f" (no. {row.nth})" if row.nth > 1 else "")
 
 
 def main() -> int:

@@ -4,12 +4,12 @@
 
 Each stage of a preset runs three iterations on a shrunken random checkpoint of its family (tests/shrunken): once
 without a stop, once interrupted after the second iteration of every stage and started again. Both must leave the same
-checkpoints, log and student, and the student must have moved. What is shrunken: batches, groups, the number of pairs,
-a discriminator's head, and R, so that the student is updated within three iterations; everything else is the preset's
-own. Rewards and LPIPS are stand-ins in closed form with the cards of the real metrics (so with or without a gradient,
-as they are), because no weights are at hand. Prints a Markdown table; exit code 1 where a preset fails. What has
-passed is kept in build/presets.json, under a digest of the preset and the trainers' sources: started again, only the
-rest is run.
+checkpoints, log and student, and the student must have moved. What is shrunken: batches to those of one process,
+groups, the number of pairs, a discriminator's head, and R, so that the student is updated within three iterations; a
+student with a start of its own starts from the same checkpoint. All else is the preset's own. Rewards and LPIPS are
+stand-ins in closed form with the cards of the real metrics (so with or without a gradient, as they are), because no
+weights are at hand. Prints a Markdown table; exit code 1 where a preset fails. What has passed is kept in
+build/presets.json, under a digest of the preset and the trainers' sources: started again, only the rest is run.
 """
 
 import hashlib
@@ -121,8 +121,10 @@ def shrunken_run(preset: Preset, families: Path, place: Path) -> RunConfig:
         name: replace(stage, settings=_small(as_table(settings[name]), place), iterations=ITERATIONS, budget_passes=0)
         for name, stage in run.stages.items()
     }
+    folder = str(family_folder(kind, families))
+    start = folder if run.backbone.student_path else ""
     return replace(
-        run, device="cpu", backbone=replace(run.backbone, path=str(family_folder(kind, families)), resolution=0),
+        run, device="cpu", processes=1, backbone=replace(run.backbone, path=folder, student_path=start, resolution=0),
         prompts=PromptsConfig(source=str(prompt_file(kind, place))), trainer={}, stages=stages, canary=CanaryConfig(),
         checkpoint_every=1, log_every=1, benchmark="",
     )  # fmt: skip
