@@ -312,13 +312,21 @@ def test_the_nth_of_equal_rows_is_told_apart() -> None:
     assert reported_row("rtdmd", RowRef(table="4", row="w/ L_det", nth=3)) is None
 
 
-def first_of_each_method() -> list[Preset]:
-    """Return one preset for each method, a paper's where there is one; `tox -e presets` trains them all."""
-    papers_last = sorted(reversed(PRESETS.values()), key=lambda preset: bool(preset.paper))
-    return list({preset.settings.method: preset for preset in papers_last}.values())
+def suits_a_test(preset: Preset) -> tuple[bool, bool]:
+    """Return whether the student has few steps, which ReFL's 25 guided ones are not, and whether it is of a paper."""
+    sampler = preset.run.get("trainer", {}).get("sampler", {})
+    return sampler.get("num_inference_steps", 4) < 25, bool(preset.paper)
 
 
-@pytest.mark.parametrize("preset", first_of_each_method(), ids=lambda preset: preset.name)
+def one_of_each_method() -> list[Preset]:
+    """Return the preset of each method that suits a test best; `tox -e presets` trains them all."""
+    chosen: dict[str, Preset] = {}
+    for preset in sorted(PRESETS.values(), key=suits_a_test, reverse=True):
+        chosen.setdefault(preset.settings.method, preset)
+    return list(chosen.values())
+
+
+@pytest.mark.parametrize("preset", one_of_each_method(), ids=lambda preset: preset.name)
 def test_a_preset_of_each_method_trains_and_resumes_bit_for_bit(preset: Preset, tmp_path: Path) -> None:
     with stand_ins():
         assert faults(preset.settings.method, shrunken_run(preset, tmp_path, tmp_path), tmp_path) == []
