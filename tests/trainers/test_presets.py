@@ -123,6 +123,13 @@ def test_every_micro_config_is_a_preset_of_its_name(name: str) -> None:
     assert PRESETS[name].settings.rows
 
 
+@pytest.mark.parametrize("name", ["dmdr-v1-sdxl", "dmdr-v2-sdxl-1step", "dmdr-v2-table6-rl"])
+def test_scripts_that_train_all_of_the_student_keep_adapters_as_fake_score(name: str) -> None:
+    backbone = PRESETS[name].build().backbone
+    assert (backbone.training, backbone.fake_score_is_adapter) == ("full", True)
+    assert (backbone.lora.rank, backbone.lora.alpha) == (32, 64)  # of the authors' alpha 32, at their scale of 2
+
+
 def test_flux2_has_adapters_on_the_layers_that_the_authors_name() -> None:
     from diffusers import Flux2Transformer2DModel
 
