@@ -3,13 +3,15 @@
 import json
 import math
 import re
+from collections.abc import Iterator
 from itertools import combinations
 from pathlib import Path
+from typing import Any
 
 import pytest
 import torch
 
-from benchmarks.config import UserError
+from benchmarks.config import UserError, as_table, build
 from benchmarks.samplers import shifted
 from benchmarks.sets import find_declared
 from benchmarks.suites import read_suite
@@ -21,6 +23,8 @@ from trainers.backbones.base import available as backbones_available
 from trainers.backbones.lora import AdapterRoles
 from trainers.base import find
 from trainers.config import read_run, stage_settings
+from trainers.dynamic import DynaRsConfig
+from trainers.flow import RenoiseLaw
 from trainers.presets import (
     PAGE,
     REPORTED,
@@ -128,6 +132,28 @@ def test_scripts_that_train_all_of_the_student_keep_adapters_as_fake_score(name:
     backbone = PRESETS[name].build().backbone
     assert (backbone.training, backbone.fake_score_is_adapter) == ("full", True)
     assert (backbone.lora.rank, backbone.lora.alpha) == (32, 64)  # of the authors' alpha 32, at their scale of 2
+
+
+def laws(table: dict[str, Any]) -> Iterator[RenoiseLaw | DynaRsConfig]:
+    """Give the laws within a trainer's settings by which samples are noised for score networks."""
+    for key, value in table.items():
+        if key in ("renoise", "fake_score_renoise", "regulariser_renoise", "dynars"):
+            yield build(DynaRsConfig if key == "dynars" else RenoiseLaw, value, key)
+        elif isinstance(value, dict):
+            yield from laws(value)
+
+
+@pytest.mark.parametrize("name", [name for name, one in PRESETS.items() if one.build().backbone.kind == "sdxl"])
+def test_sdxl_is_noised_to_timesteps(name: str) -> None:
+    """The authors draw indices of SDXL's table; the same law of flow levels is another one of timesteps."""
+    preset = PRESETS[name]
+    run = preset.build()
+    configs = {key: find(stage.trainer or preset.settings.method).Config for key, stage in run.stages.items()}
+    for settings in stage_settings(run, configs, name).values():
+        unused = {"dpo", "refl"} if preset.settings.method == "dmdr" else set()  # ReFL there has no regulariser
+        table = {key: value for key, value in as_table(settings).items() if key not in unused}
+        found = list(laws(table))
+        assert found and all(law.on == "timesteps" for law in found)
 
 
 def test_flux2_has_adapters_on_the_layers_that_the_authors_name() -> None:
