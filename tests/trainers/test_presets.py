@@ -156,6 +156,14 @@ def test_sdxl_is_noised_to_timesteps(name: str) -> None:
         assert found and all(law.on == "timesteps" for law in found)
 
 
+def test_adapters_begin_as_in_the_authors_code() -> None:
+    """Gaussian; but SiT's, which in DMDR's code begin with a deviation of 1."""
+    for name, preset in PRESETS.items():
+        backbone = preset.build().backbone
+        if preset.paper and backbone.kind != "sit":
+            assert backbone.lora.init == "gaussian", name
+
+
 def test_flux2_has_adapters_on_the_layers_that_the_authors_name() -> None:
     from diffusers import Flux2Transformer2DModel
 
