@@ -164,6 +164,14 @@ def test_adapters_begin_as_in_the_authors_code() -> None:
             assert backbone.lora.init == "gaussian", name
 
 
+def test_prompts_are_read_as_far_as_the_authors_read_them() -> None:
+    """RTDMD, DMDR and Flow-GRPO give T5 128 tokens; DP-DMD has the pipeline's own 256, FLUX.2's row its own 512."""
+    for name, preset in PRESETS.items():
+        backbone = preset.build().backbone
+        short = backbone.kind == "sd3" and preset.paper in ("rtdmd", "dmdr-v1", "dmdr-v2")
+        assert backbone.max_text_length == (128 if short else 0), name
+
+
 def test_flux2_has_adapters_on_the_layers_that_the_authors_name() -> None:
     from diffusers import Flux2Transformer2DModel
 
