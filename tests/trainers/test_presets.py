@@ -121,6 +121,11 @@ def test_a_paper_is_rewarded_by_the_models_that_its_authors_load() -> None:
     assert not any("hps_v2" in (one.id for one in p.build().rewards) for p in PRESETS.values())  # v2.0: nobody's
 
 
+def test_dmdr_is_rewarded_by_the_clip_that_its_scripts_load() -> None:
+    rewards = {one.id for p in PRESETS.values() if p.paper.startswith("dmdr") for one in p.build().rewards}
+    assert rewards == {"dfn_clip.224", "hps_v21", "pick_score", "aesthetic", "dino_class"}
+
+
 @pytest.mark.parametrize("name", sorted(path.stem for path in CONFIGS.glob("*-micro.toml")))
 def test_every_micro_config_is_a_preset_of_its_name(name: str) -> None:
     assert PRESETS[name].build() == read_run(CONFIGS / f"{name}.toml")
