@@ -37,6 +37,7 @@ TABLE = Path(__file__).with_name("trainers.toml")
 KNOWN = ROOT / "build" / "mutation" / "trainers.json"
 LAYERS = ("metrics", "leaderboards", "benchmarks", "trainers", "tests")  # none imports one to its right
 SHARED = (
+    "tests/trainers/calls.py",
     "tests/trainers/closed_form.py",
     "tests/trainers/conftest.py",
     "tests/trainers/forked.py",
