@@ -1,6 +1,7 @@
 """Stand-ins whose right answers are known: Gaussian velocity models, a two-dimensional backbone, simple rewards."""
 
 import copy
+import math
 from collections.abc import Callable, Sequence
 
 import torch
@@ -22,6 +23,16 @@ def gaussian_velocity(mu: float, tau: float) -> Callable[[Tensor, Level], Tensor
         return (x_t - mean_x0) / t
 
     return velocity
+
+
+def shift_pull(tau: float, s: float = 0.0, eta: float = 0.9, high: float = 0.98) -> float:
+    """Return how strongly AC-DMD without normaliser pulls back a student that is N(mu, tau^2 I) but for its mean.
+
+    E_t[[t (1 - s) - s (1 - t) cos(eta pi / 2)] t / ((1 - s) V(t))], t ~ U[s + .01, 1] clamped to [.02, high], times
+    the shift of the mean at level s, is xs_fake - xs_teacher."""
+    t = torch.linspace(s + 0.01, 1.0, 100_001, dtype=torch.float64).clamp(0.02, high)
+    back = t * (1 - s) - s * (1 - t) * math.cos(eta * math.pi / 2)
+    return (back * t / ((1 - s) * ((1 - t) ** 2 * tau**2 + t**2))).mean().item()
 
 
 class ClosedFormMetric:

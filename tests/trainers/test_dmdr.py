@@ -353,17 +353,40 @@ def test_a_resumed_run_on_a_real_backbone_is_bit_for_bit_the_whole_one(
     assert all(backbone.teacher_digest() == fresh.teacher_digest() for backbone in backbones)
 
 
-def test_at_first_a_leaning_teacher_and_the_fake_score_agree(pipeline_folder: Path) -> None:
-    """With adapters that begin at 0 the gradient is 0; with s_r = s_f it stays so, whatever they have learnt."""
+def leaning(folder: Path, scale: float) -> tuple[Any, Dmdr]:
+    """A student of adapters without guidance, and a teacher that leans on the fake score's at `scale`."""
     torch.manual_seed(0)
-    settings = BackboneConfig(path=str(pipeline_folder), lora=LoraConfig(rank=2, alpha=4))
-    backbone = load(settings, torch.device("cpu"))
-    rate = OptimiserConfig(lr=1e-2)
-    for scale, learns in ((0.5, True), (2.0, False)):
-        config = DmdrConfig(
-            batch_size=2, guidance_scale=1.0, guidance_jitter=0.0, fake_score_updates=1, fake_score=rate,
-            dynadg=DynaDgConfig(kind="fixed", scale=scale),
-        )  # fmt: skip
-        one = Dmdr(config, backbone, reward_bank(), World())
-        one.step(PROMPTS[:2], 0)  # the fake score alone
-        assert (one.step(PROMPTS[:2], 1)["dmd_loss"] > 0) == learns
+    backbone = load(BackboneConfig(path=str(folder), lora=LoraConfig(rank=2, alpha=4)), torch.device("cpu"))
+    config = DmdrConfig(
+        batch_size=2, guidance_scale=1.0, fake_score_updates=1, fake_score=OptimiserConfig(lr=1e-2),
+        dynadg=DynaDgConfig(kind="fixed", scale=scale),
+    )  # fmt: skip
+    return backbone, Dmdr(config, backbone, reward_bank(), World())
+
+
+def first_update(backbone: Any, one: Dmdr) -> tuple[float, Tensor]:
+    """Return L_dmd of the student's first update, and its gradient."""
+    found: list[Tensor] = []
+    one.roles.student.update = lambda: (  # type: ignore[method-assign]
+        found.append(torch.cat([p.grad.flatten() for p in backbone.parameters("student")])) or 0.0
+    )
+    return one.step(PROMPTS[:2], 1)["dmd_loss"], found[0]
+
+
+@pytest.mark.parametrize("scale", [0.5, 2.0])
+def test_with_adapters_that_begin_at_0_teacher_and_fake_score_agree(pipeline_folder: Path, scale: float) -> None:
+    backbone, one = leaning(pipeline_folder, scale)
+    one.roles.fake_score.update = lambda: 0.0  # type: ignore[method-assign]
+    loss, gradient = first_update(backbone, one)
+    assert loss == 0 and len(gradient) > 1000 and not gradient.any()
+
+
+@pytest.mark.parametrize(("scale", "learns"), [(0.5, True), (2.0, False)])
+def test_a_teacher_that_leans_as_far_as_the_fake_score_goes_teaches_nothing(
+    pipeline_folder: Path, scale: float, learns: bool
+) -> None:
+    """With s_r = s_f = 2 the gradient stays 0, whatever the adapter has learnt."""
+    backbone, one = leaning(pipeline_folder, scale)
+    one.step(PROMPTS[:2], 0)  # the fake score alone
+    loss, gradient = first_update(backbone, one)
+    assert (loss > 0) == learns and bool(gradient.any()) == learns

@@ -11,7 +11,8 @@ from torch import Tensor
 from benchmarks.samplers import Level
 from benchmarks.vp import VpPath
 from metrics.base import Prompt
-from tests.trainers.closed_form import FirstCoordinate, PointBackbone
+from tests.trainers.closed_form import FirstCoordinate, PointBackbone, shift_pull
+from trainers.ac_dmd import AcDmdConfig
 from trainers.backbones.base import Role
 from trainers.base import Roles, RolesTrainer, SamplerConfig, World
 from trainers.discriminator import Discriminator, GanConfig
@@ -26,6 +27,7 @@ from trainers.flow import RenoiseLaw
 from trainers.group_rollout import roll_out_groups
 from trainers.learner import EmaConfig, OptimiserConfig
 from trainers.refl import Refl, ReflConfig, ReflTerm
+from trainers.reinforce import ReinforceConfig
 from trainers.rewards import RewardBank, RewardConfig
 from trainers.rollout import rollout
 from trainers.rtdmd import ColdStartConfig, Rtdmd, RtdmdConfig
@@ -134,6 +136,7 @@ class WatchedBackbone(EpsPointBackbone):
 
 
 ONE_STEP = SamplerConfig(sampler="euler", num_inference_steps=1, sigmas=(0.5372,))
+ANCHORED = FirstStepConfig(weight=0.1, k_anchor=1, sigmas=(0.2,))
 STARTS: dict[str, Callable[[WatchedBackbone], RolesTrainer]] = {
     source: lambda backbone, source=source: Dmd(  # type: ignore[misc]
         DmdConfig(sampler=ONE_STEP, batch_size=512, fake_score_updates=1, x0_source=source),
@@ -143,7 +146,8 @@ STARTS: dict[str, Callable[[WatchedBackbone], RolesTrainer]] = {
 } | {
     "dmdr": lambda backbone: Dmdr(
         DmdrConfig(
-            sampler=ONE_STEP, batch_size=512, fake_score_updates=1, fake_scale=1.0, dynadg=DynaDgConfig(kind="off")
+            sampler=ONE_STEP, batch_size=512, fake_score_updates=1, fake_scale=1.0, dynadg=DynaDgConfig(kind="off"),
+            dp_first_step=ANCHORED,
         ),
         backbone, RewardBank([], {}), World(),
     ),
@@ -158,7 +162,16 @@ STARTS: dict[str, Callable[[WatchedBackbone], RolesTrainer]] = {
         TdmConfig(sampler=ONE_STEP, batch_size=512), backbone, RewardBank([], {}), World(),
     ),
     "rtdmd": lambda backbone: Rtdmd(
-        RtdmdConfig(sampler=ONE_STEP, cold_start=ColdStartConfig(batch_size=512, fake_score_updates=1)),
+        RtdmdConfig(
+            sampler=ONE_STEP, cold_start=ColdStartConfig(batch_size=512, fake_score_updates=1), dp_first_step=ANCHORED
+        ),
+        backbone, RewardBank([], {}), World(),
+    ),
+    "rtdmd II": lambda backbone: Rtdmd(
+        RtdmdConfig(
+            phase="reinforce", sampler=ONE_STEP, dp_first_step=ANCHORED,
+            reinforce=ReinforceConfig(groups=512, group_size=2, rl="none", det_term=False),
+        ),
         backbone, RewardBank([], {}), World(),
     ),
 }  # fmt: skip
@@ -249,6 +262,33 @@ def test_an_eps_student_learns_an_eps_teachers_gaussian() -> None:
     covariance = points.T.cov()
     assert covariance.diagonal().tolist() == pytest.approx([0.25, 0.25], rel=0.1)
     assert abs(covariance[0, 1]) < 0.025
+
+
+def test_reward_tilt_shifts_an_eps_students_gaussian_by_its_closed_form() -> None:
+    """RTDMD's balance of direct term and distribution matching (test_rtdmd), by eps models from timestep 399."""
+    torch.manual_seed(0)
+    tau, beta, high = 0.5, 2.0, 0.9
+    backbone = EpsPointBackbone((0.0, 0.0), tau)
+    rate = OptimiserConfig(lr=1e-3, betas=(0.5, 0.99), max_grad_norm=0.0)
+    config = RtdmdConfig(
+        phase="reinforce", sampler=ONE_STEP, guidance_scale=1.0, student=rate, fake_score=replace(rate, lr=5e-3),
+        reinforce=ReinforceConfig(
+            groups=32, group_size=8, rl="none", dm_weight=1.0, det_margin=100.0,
+            det_weight=beta * tau**2 * shift_pull(tau, high=high) / 2,
+        ),
+        ac_dmd=AcDmdConfig(normaliser="none", gamma=0.0, high=high), ema=EmaConfig(decay=0.99),
+    )  # fmt: skip
+    rewards = RewardBank([RewardConfig(id="x1")], {"x1": FirstCoordinate("x1", 0, True)})  # type: ignore[dict-item]
+    trainer = Rtdmd(config, backbone, rewards, World(seed=0))
+    for iteration in range(500):
+        trainer.step([Prompt(text=str(n)) for n in range(32)], iteration)
+    with torch.no_grad(), trainer.roles.student.averaged():
+        x = trainer.roles.start(20_000, trainer.protocol())
+        student = lambda x, t: backbone.velocity("student", x, t, len(x))  # noqa: E731
+        points = rollout(student, x, trainer.protocol(), lambda k: x)[-1].x_next
+    assert points.mean(dim=0)[0].item() == pytest.approx(beta * tau**2, rel=0.15)
+    assert abs(points.mean(dim=0)[1]) < 0.15 * beta * tau**2
+    assert points.std(dim=0).tolist() == pytest.approx([tau, tau], rel=0.15)
 
 
 def test_the_teachers_own_sampling_ends_in_its_gaussian() -> None:

@@ -1,14 +1,22 @@
+import math
 from dataclasses import replace
 from typing import Any
 
 import pytest
 import torch
-from torch import Tensor
+from torch import Tensor, nn
 
 from benchmarks.config import UserError, build
 from benchmarks.samplers import Level
 from metrics.base import Prompt
-from tests.trainers.closed_form import ClosedFormMetric, FirstCoordinate, PointBackbone, reward_bank
+from tests.trainers.closed_form import (
+    ClosedFormMetric,
+    FirstCoordinate,
+    PointBackbone,
+    gaussian_velocity,
+    reward_bank,
+    shift_pull,
+)  # fmt: skip
 from trainers import rtdmd, subgrpo
 from trainers.ac_dmd import AcDmdConfig
 from trainers.backbones.base import BackboneConfig, LoraConfig, load
@@ -238,9 +246,8 @@ def test_reward_tilt_shifts_a_gaussian_student_by_its_closed_form() -> None:
     """Teacher N(0, tau^2), r = x_1: on the last step alone the balance of both terms is a shift of x_1 by
     2 w_det / (w_dm E[t^2 / V(t)]); weights are chosen to make it beta tau^2 with beta = 2, tau = 0.5."""
     tau, beta = 0.5, 2.0
-    t = torch.rand(400_000, generator=torch.Generator().manual_seed(0)).mul(0.99).add(0.01).clamp(0.02, 0.98)
-    pull = (t**2 / ((1 - t) ** 2 * tau**2 + t**2)).mean().item()
-    settings = reinforce(rl="none", det_weight=beta * tau**2 * pull / 2, dm_weight=1.0, det_margin=100.0)
+    det_weight = beta * tau**2 * shift_pull(tau) / 2
+    settings = reinforce(rl="none", det_weight=det_weight, dm_weight=1.0, det_margin=100.0)
     settings["reinforce"] = replace(settings["reinforce"], groups=32)
     rate = OptimiserConfig(lr=2e-3, betas=(0.5, 0.99), max_grad_norm=0.0)
     backbone, trainer = point_trainer(
@@ -255,6 +262,81 @@ def test_reward_tilt_shifts_a_gaussian_student_by_its_closed_form() -> None:
     assert points.mean(dim=0)[0].item() == pytest.approx(beta * tau**2, rel=0.15)
     assert abs(points.mean(dim=0)[1]) < 0.15 * beta * tau**2
     assert points.std(dim=0).tolist() == pytest.approx([tau, tau], rel=0.15)
+
+
+class Shifted(nn.Module):
+    """A student in two steps, of eta = .9 by level 1/2, that is N(p, tau^2 I) at every p = q / (1 - (1 - s) slope).
+
+    Step 1 makes x0 = p + b z of noise z, with the b that gives x_s the teacher's spread at level s; step 2 makes
+    x0 = slope x_s + q. A change of p or q is a shift."""
+
+    def __init__(self, tau: float, p: float, s: float = 0.5, eta: float = 0.9) -> None:
+        super().__init__()
+        self.s, kept = s, s * math.cos(eta * math.pi / 2)
+        self.spread = math.sqrt((1 - s) ** 2 * tau**2 + s**2)
+        self.b = (math.sqrt(kept**2 + (1 - s) ** 2 * tau**2) - kept) / (1 - s)
+        self.slope = tau / self.spread
+        self.p = nn.Parameter(torch.tensor([p, 0.0]))
+        self.q = nn.Parameter(torch.tensor([p * (1 - (1 - s) * self.slope), 0.0]))
+
+    def forward(self, x: Tensor, t: Level) -> Tensor:
+        return x - (self.p + self.b * x) if t == 1 else (x - (self.slope * x + self.q)) / self.s
+
+
+class ExactScore(nn.Module):
+    """The fake score of N((p, 0), tau^2 I), in closed form."""
+
+    def __init__(self, tau: float, p: float) -> None:
+        super().__init__()
+        self.p, self.nothing = torch.tensor([p, 0.0]), nn.Parameter(torch.zeros(()))
+        self._velocity = gaussian_velocity(0.0, tau)
+
+    def forward(self, x: Tensor, t: Level) -> Tensor:
+        return self._velocity(x - (1 - t) * self.p, t) - self.p + self.nothing
+
+
+def test_policy_gradient_and_direct_term_balance_distribution_matching_at_the_tilted_gaussian() -> None:
+    """Teacher N(0, tau^2), r = x_1, two steps: SubGRPO moves the first, the direct term the second, AC-DMD both.
+
+    With the weights at which a tilt of beta tau^2 is the balance of each step, all gradients are 0 there. They are
+    linear in the shift, and at no shift those of the rewards alone: so two batches tell where they vanish."""
+    tau, beta, s, members = 0.5, 2.0, 0.5, 8
+    tilt = beta * tau**2
+    slope = Shifted(tau, 0.0).slope
+    # Of x_s the first step's gradient is (1 - s) dm (1 - s) tilt pull / 2 numel, of the reward rl (1 - s) slope; the
+    # mean within the group takes 1 / N of the latter. One k of {1, 2} per epoch: half the epochs each.
+    rl_weight = (1 - s) * tilt * shift_pull(tau, s) / 4 / (slope * (1 - 1 / members))
+    det_weight = tilt * shift_pull(tau) / 4
+    prompts = [Prompt(text=str(n)) for n in range(2048)]
+
+    def gradients(p: float) -> tuple[Tensor, Tensor]:
+        """Return those of p and q, mean over both k that distribution matching may draw."""
+        total = torch.zeros(2, 2)
+        for k in (1, 2):
+            torch.manual_seed(0)
+            backbone = PointBackbone((0.0, 0.0), tau)
+            backbone.networks = {"student": Shifted(tau, p), "fake_score": ExactScore(tau, p)}  # type: ignore[dict-item]
+            paper = {"logprob": "exact", "advantage": "centred", "subset_scale": "paper", "subset_size": 1}
+            settings = ReinforceConfig(
+                groups=len(prompts), group_size=members, **paper, advantage_limit=100.0, rl_weight=rl_weight,
+                det_weight=det_weight, det_margin=100.0, dm_weight=1.0, dm_steps="all",
+            )  # fmt: skip
+            config = RtdmdConfig(
+                phase="reinforce", guidance_scale=1.0, sampler=SamplerConfig(num_inference_steps=2),
+                reinforce=settings, ac_dmd=AcDmdConfig(normaliser="none", gamma=0.0),
+            )  # fmt: skip
+            trainer = Rtdmd(config, backbone, point_rewards(), World(0))
+            trainer.roles.draws.index = lambda count, k=k: k - 1  # type: ignore[method-assign,misc]
+            for learner in (trainer.roles.student, trainer.roles.fake_score):
+                learner.update = lambda: 0.0  # type: ignore[method-assign]
+            trainer.step(prompts, 0)
+            total += torch.stack([one.grad for one in backbone.networks["student"].parameters()]) / 2  # type: ignore[arg-type]
+        return total[0], total[1]
+
+    for at_0, at_1 in zip(gradients(0.0), gradients(1.0), strict=True):
+        assert at_0[0] < 0 < at_1[0]  # descent raises the shift from 0, and lowers it from 1
+        assert (at_0[0] / (at_0[0] - at_1[0])).item() == pytest.approx(tilt, rel=0.05)
+        assert max(at_0[1].abs(), at_1[1].abs()) < 0.1 * at_1[0]
 
 
 @pytest.mark.parametrize(
