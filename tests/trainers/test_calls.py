@@ -38,7 +38,6 @@ from trainers.rewards import RewardBank, RewardConfig
 B = 512
 TEXTS = tuple(str(n) for n in range(B))
 GRID = (1.0, 0.75, 0.5, 0.25)  # four steps without shift
-SHIFTED = (1.0, 0.9, 0.75, 0.5)  # with SD3's, k = 3
 TWICE_SHIFTED = (1.0, 0.8577, 0.6022, 0.0089)  # diffusers' own grid: DP-DMD's student
 ANCHOR = (1.0, 0.9883, 0.9760, 0.9631, 0.9495)  # its teacher's first 5 steps of 30
 THIRDS = (1.0, 2 / 3, 1 / 3)
@@ -115,14 +114,14 @@ CASES = {
         student(*GRID[:2]), student(GRID[2], graph=True), *scores(uniform(0.02, 0.98), w=8.0), FEATURES,
     ), normaliser="x0"),
     "dmd_gan": Case("dmd_gan", R1 | {"teacher_samples": SAMPLES}, (
-        student(*SHIFTED), fake_score(ONE_LEVEL, one=True),
+        student(*TWICE_SHIFTED), fake_score(ONE_LEVEL, one=True),
         Asked("teacher", THIRDS, w=3.5), REAL, FEATURES,
-        student(*SHIFTED, graph=True), *scores(ONE_LEVEL, w=3.5, one=True), FEATURES,
+        student(*TWICE_SHIFTED, graph=True), *scores(ONE_LEVEL, w=3.5, one=True), FEATURES,
     ), normaliser="x_t"),
     "dmd_lpips": Case("dmd_lpips", R1 | {"teacher_samples": SAMPLES, "lpips": {"batch_size": B}}, (
-        student(*SHIFTED), fake_score(ONE_LEVEL, one=True),
-        student(*SHIFTED, graph=True), *scores(ONE_LEVEL, w=3.5, one=True),
-        Asked("teacher", THIRDS, w=3.5), student(*SHIFTED, graph=True, drawn=True),
+        student(*TWICE_SHIFTED), fake_score(ONE_LEVEL, one=True),
+        student(*TWICE_SHIFTED, graph=True), *scores(ONE_LEVEL, w=3.5, one=True),
+        Asked("teacher", THIRDS, w=3.5), student(*TWICE_SHIFTED, graph=True, drawn=True),
     ), normaliser="x_t"),
     "dp_dmd": Case("dp_dmd", R1, (
         student(*TWICE_SHIFTED, graph=True), *scores(ONE_LEVEL, w=3.5, one=True), Asked("teacher", ANCHOR, w=3.5),
