@@ -193,6 +193,8 @@ def run_of(case: Case, model: Path, batch: int, small: bool) -> tuple[str, RunCo
     run = preset.build()
     kind = {"sd3m": "sd3", "sdxl": "sdxl"}[case.model]
     backbone = replace(run.backbone, kind=kind, path=str(model), resolution=0 if small else 1024)
+    if kind == "sdxl":
+        backbone = replace(backbone, max_text_length=0)  # its texts have one length
     stage = run.stages[case.stage]
     stage = replace(stage, settings=merge(stage.settings, sized(case.settings, batch)))
     rewards = tuple(RewardConfig(id=identity) for identity in REWARDS) if run.rewards else ()
