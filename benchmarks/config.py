@@ -94,32 +94,16 @@ def located(where: str) -> Iterator[None]:
         raise UserError(f"{where}: {error}") from error
 
 
-def _completed(cls: Any, table: Mapping[str, Any]) -> dict[str, Any]:
-    """Return a table whose nested ones hold what the defaults of their fields say."""
-    defaults = {f.name: f.default for f in fields(cls)}
-    nested = {key: value for key, value in table.items() if isinstance(value, Mapping) and key in defaults}
-    return dict(table) | {
-        key: _over(defaults[key], value) if is_dataclass(defaults[key]) else _completed_inside(cls, key, value)
-        for key, value in nested.items()
-    }
-
-
-def _completed_inside(cls: Any, key: str, table: Mapping[str, Any]) -> Mapping[str, Any]:
-    """Return the table of a field whose default is no config; it may be of a config all the same."""
-    inner = _class_at(cls, key)
-    return table if inner is cls else _completed(inner, table)
-
-
-def _over(default: Any, table: Mapping[str, Any]) -> dict[str, Any]:
-    """Return a config's table with another one laid over it."""
-    replaced = {name for key in table for name in getattr(type(default), "REPLACES", {}).get(key, ())}
-    kept = {key: value for key, value in as_table(default).items() if key not in replaced}
-    return kept | {
-        key: _over(getattr(default, key), value)
-        if isinstance(value, Mapping) and is_dataclass(getattr(default, key, None))
-        else value
-        for key, value in table.items()
-    }
+def _completed(under: Any, table: Mapping[str, Any]) -> dict[str, Any]:
+    """Return a table laid over a config, or over the defaults of a config's class: nested ones over their fields'."""
+    cls = under if isinstance(under, type) else type(under)
+    replaced = {name for key in table for name in getattr(cls, "REPLACES", {}).get(key, ())}
+    kept = {} if under is cls else {key: value for key, value in as_table(under).items() if key not in replaced}
+    for key, value in table.items():
+        default = getattr(under, key, None)
+        inner = default if is_dataclass(default) else _class_at(cls, key)
+        kept[key] = _completed(inner, value) if isinstance(value, Mapping) and inner is not cls else value
+    return kept
 
 
 def _toml_value(text: str) -> Any:

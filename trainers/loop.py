@@ -51,9 +51,8 @@ from trainers.prompts import PromptStream, read_training_prompts
 from trainers.rehearsal import Rehearsal, rehearsed
 from trainers.rewards import load_rewards
 
-PARTS = frozenset(
-    {"position", "passes", "prompts", "log_lines", "recent", "curves", "stages", "trainer"}
-)  # of a checkpoint
+# Of a checkpoint
+PARTS = frozenset({"position", "passes", "prompts", "log_lines", "recent", "curves", "stages", "trainer"})
 # What may change between starts
 FREE = frozenset({"name", "benchmark", "export", "backbone.name", "backbone.sharded", "backbone.compile"})
 
