@@ -217,6 +217,15 @@ class Claims(Strict):
         return self
 
 
+def sections(study: Claims) -> list[tuple[str, list[Claim]]]:
+    """Return the claims under their headings: headline claims, then the others by topic, as the plan orders them."""
+    found: dict[str, list[Claim]] = {"Headline claims": [claim for claim in study.claims if claim.headline]}
+    for claim in study.claims:
+        if not claim.headline:
+            found.setdefault(claim.topic or "Further claims", []).append(claim)
+    return [(title, claims) for title, claims in found.items() if claims]
+
+
 class Speed(Strict):
     """A ratio of two times or sizes, measured side by side in one run; above 1 = the first is better."""
 

@@ -13,7 +13,7 @@ from typing import Any
 
 from leaderboards.schema import ResultError
 from leaderboards.store import write_atomically
-from leaderboards.studies import READING, Claim, Claims, Figure, Level, read_study
+from leaderboards.studies import READING, Claim, Claims, Figure, Level, read_study, sections
 from leaderboards.study_figure import figure_spec
 
 WIDTH, HEIGHT = 560, 300
@@ -98,15 +98,6 @@ def _lines(study: Claims, path: Path) -> Iterator[str]:
         yield from (f"- {change.date}: {change.what}" for change in study.changes)
     for figure in study.figures:
         yield from ("", f"![{figure.title}]({path.stem}/{figure.id}.svg)")
-
-
-def sections(study: Claims) -> list[tuple[str, list[Claim]]]:
-    """Return the claims under their headings: headline claims, then the others by topic, as the plan orders them."""
-    found: dict[str, list[Claim]] = {"Headline claims": [claim for claim in study.claims if claim.headline]}
-    for claim in study.claims:
-        if not claim.headline:
-            found.setdefault(claim.topic or "Further claims", []).append(claim)
-    return [(title, claims) for title, claims in found.items() if claims]
 
 
 def _levels(study: Claims) -> Iterator[str]:

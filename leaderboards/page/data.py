@@ -30,7 +30,7 @@ from leaderboards.recipe import Recipe
 from leaderboards.schema import MetricResult
 from leaderboards.seen import Seen
 from leaderboards.store import Entry, file_stem
-from leaderboards.studies import READING, AnyStudy, Claims, Figure
+from leaderboards.studies import READING, AnyStudy, Claim, Claims, Figure, sections
 from leaderboards.study_figure import figure_spec
 from leaderboards.table import SuiteTable
 
@@ -110,16 +110,23 @@ def papers(
 def studies(found: Mapping[str, AnyStudy]) -> Json:
     """Return the studies in the shape of their files, by kind; a verdict was checked when its file was read.
 
-    Of a figure there stand title and drawing (leaderboards/study_figure.py) instead of its series."""
+    Of a figure there stand title and drawing (leaderboards/study_figure.py) instead of its series; claims stand under
+    their headings, as in a study's text."""
     told: dict[str, list[Json]] = {"claims": [], "speed": [], "measurements": []}
     for name, study in found.items():
         own = {"id": name, **study.model_dump(mode="json")}
         if isinstance(study, Claims):
+            del own["claims"]
             own["figures"] = [_drawn(figure) for figure in study.figures]
-            for table, claim in zip(own["claims"], study.claims, strict=True):
-                table["figure"] = claim.figure and _drawn(claim.figure)
+            own["sections"] = [
+                {"title": title, "claims": [_claim(claim) for claim in claims]} for title, claims in sections(study)
+            ]
         told[study.kind].append(own)
     return told | {"reading": READING}
+
+
+def _claim(claim: Claim) -> Json:
+    return claim.model_dump(mode="json") | {"figure": claim.figure and _drawn(claim.figure)}
 
 
 def _drawn(figure: Figure) -> Json:

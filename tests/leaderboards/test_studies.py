@@ -91,7 +91,7 @@ def test_a_study_is_read_and_told_to_the_page(tmp_path: Path) -> None:
     written(tmp_path, STUDY)
     (tmp_path / "speed.json").write_text(json.dumps(SPEED))
     told = data.studies(read_studies(tmp_path))
-    assert [one["claims"][0]["verdict"] for one in told["claims"]] == ["holds"]
+    assert [one["sections"][0]["claims"][0]["verdict"] for one in told["claims"]] == ["holds"]
     assert told["speed"][0]["rows"][0]["ratio"] == 3.2 and told["reading"] == READING
     assert read_studies(tmp_path / "none") == {}
 
@@ -186,4 +186,5 @@ def test_what_is_not_judged_is_still_listed(tmp_path: Path) -> None:
     table = json.loads(path.read_text())
     table["claims"][0] |= {"verdict": "not judged", "seeds": [], "seeds_needed": 3, "effect": None, "power": None}
     path.write_text(json.dumps(table))
-    assert data.studies(read_studies(tmp_path))["claims"][0]["claims"][0]["verdict"] == "not judged"
+    (section,) = data.studies(read_studies(tmp_path))["claims"][0]["sections"]
+    assert section["title"] == "Further claims" and section["claims"][0]["verdict"] == "not judged"

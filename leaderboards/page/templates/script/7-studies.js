@@ -36,15 +36,6 @@ const levelsOf = (study) => scroll(`Levels of the arms: ${study.title}`, h("tabl
   h("thead", {}, h("tr", {}, heading("Arm"), [...study.measures, "seeds", "network passes", "iterations"].map((title) => heading(title, "col", { class: "num" })))),
   h("tbody", {}, study.arms.map((arm) => h("tr", {}, h("th", { scope: "row" }, h("bdi", {}, arm.title)), arm.levels.map((level) => h("td", { class: "num" }, levelOf(level))),
     [arm.seeds, arm.network_passes, arm.iterations].map((count) => h("td", { class: "num" }, arm.seeds ? plain(count) : "–")))))));
-// The headline claims, then the others by topic, as leaderboards/study_report.py orders them.
-const sectionsOf = (claims) => {
-  const found = new Map([["Headline claims", claims.filter((claim) => claim.headline)]]);
-  for (const claim of claims.filter((one) => !one.headline)) {
-    const topic = claim.topic || "Further claims";
-    found.set(topic, [...(found.get(topic) ?? []), claim]);
-  }
-  return [...found].filter(([, chosen]) => chosen.length);
-};
 const studyHead = (study) => [h("h2", {}, study.title), h("p", { class: "quiet" }, `${study.about} Made by `, h("code", {}, study.command), ".")];
 
 fewstep.views.claims = {
@@ -53,12 +44,13 @@ fewstep.views.claims = {
   async show(_, now) {
     const { claims: studies, reading } = await fewstep.load("studies");
     if (!studies.length) return [h("h2", {}, "Claims of the papers"), h("p", { class: "empty" }, "No study has been committed yet: leaderboards/studies/ holds none.")];
-    const wanted = now.verdict ?? "", counts = (study) => Object.keys(OUTCOME).map((v) => [v, study.claims.filter((c) => c.verdict === v).length]).filter(([, n]) => n);
+    const wanted = now.verdict ?? "", chosen = ({ claims }) => claims.filter((c) => !wanted || c.verdict === wanted);
+    const counts = (study) => Object.keys(OUTCOME).map((v) => [v, study.sections.flatMap(({ claims }) => claims).filter((c) => c.verdict === v).length]).filter(([, n]) => n);
     return [
       h("div", { class: "tools" }, select("Verdict", wanted, [["", "all"], ...Object.keys(OUTCOME).map((v) => [v, v])], (verdict) => state.set({ verdict }))),
       studies.map((study) => [studyHead(study),
         h("p", {}, counts(study).map(([v, n]) => [h("span", { class: `verdict-chip ${OUTCOME[v]}` }, `${v}: ${n}`), " "])),
-        sectionsOf(study.claims.filter((c) => !wanted || c.verdict === wanted)).map(([title, chosen]) => [h("h3", {}, title), h("div", { class: "cards wide" }, chosen.map(claimOf))]),
+        study.sections.filter((section) => chosen(section).length).map((section) => [h("h3", {}, section.title), h("div", { class: "cards wide" }, chosen(section).map(claimOf))]),
         wanted || !study.arms.length ? null : [h("h3", {}, "Levels of the arms"), levelsOf(study)],
         wanted || !study.changes.length ? null : [h("h3", {}, "Changes of the plan after runs were known"), h("ul", {}, study.changes.map((change) => h("li", {}, `${change.date}: ${change.what}`)))],
         wanted || !study.figures.length ? null : [h("h3", {}, "Figures"), h("div", { class: "cards wide" }, study.figures.map((figure) => h("article", { class: "card" }, figureOf(figure))))]]),
