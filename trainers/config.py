@@ -28,6 +28,7 @@ class StageConfig:
 
     settings: dict[str, Any] = field(default_factory=dict)
     trainer: str = ""  # another method than the run's
+    prompts: PromptsConfig | None = None  # other training prompts than the run's
     iterations: int = 0  # 0 = no limit
     budget_passes: int = 0  # network passes of this stage, images × (forward + backward); 0 = no limit
     student_from: Literal["teacher", "previous", "previous_ema"] = "previous_ema"
@@ -127,6 +128,10 @@ class RunConfig:
             raise ValueError('export.weights = "lora" has no base where teacher_from = "previous": use "merged"')
         if self.backbone.student_path.endswith(".safetensors") and self.export.weights == "lora":
             raise ValueError('export.weights = "lora" needs a folder as backbone.student_path; use "merged"')
+
+    def prompts_of(self, stage: str) -> PromptsConfig:
+        """Return what a stage is trained on."""
+        return self.stages[stage].prompts or self.prompts
 
 
 def merge(base: Mapping[str, Any], over: Mapping[str, Any]) -> dict[str, Any]:

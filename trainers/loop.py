@@ -23,7 +23,6 @@ from accelerate.utils import broadcast_object_list, gather_object
 
 from benchmarks.config import UserError, as_table, located
 from benchmarks.overlap import write_fingerprints
-from benchmarks.prompts import PromptSet
 from benchmarks.protocol import write_protocol
 from leaderboards.schema import StageRecord
 from leaderboards.schema import Training as TrainingRecord
@@ -47,12 +46,12 @@ from trainers.checkpoint import (
 from trainers.config import RunConfig, StageConfig, stage_methods
 from trainers.pause import Pause
 from trainers.progress import Progress
-from trainers.prompts import PromptStream, read_training_prompts
+from trainers.prompts import TrainingPrompts
 from trainers.rehearsal import Rehearsal, rehearsed
 from trainers.rewards import load_rewards
 
 # Of a checkpoint
-PARTS = frozenset({"position", "passes", "prompts", "log_lines", "recent", "curves", "stages", "trainer"})
+PARTS = frozenset({"position", "passes", "prompt_positions", "log_lines", "recent", "curves", "stages", "trainer"})
 # What may change between starts
 FREE = frozenset({"name", "benchmark", "export", "backbone.name", "backbone.sharded", "backbone.compile"})
 
@@ -82,18 +81,21 @@ class Loop:
             run = replace(run, processes=begun or self.accelerator.num_processes)
         self.method, self.run, self.folder = method, run, folder
         self._methods = stage_methods(method, run, where)
-        with located(f"{where}: prompts.source"):
-            self._prompts = PromptSet(run.prompts.source, read_training_prompts(run.prompts.source))
-        self._stream = PromptStream(self._prompts.prompts, run.prompts.balance, run.seed)
+        self._prompts = TrainingPrompts(run.seed)
+        self._streams = {}
+        for name, stage in run.stages.items():
+            with located(f"{where}: {f'stages.{name}.' if stage.prompts else ''}prompts.source"):
+                self._streams[name] = self._prompts.open(run.prompts_of(name))
         with located(f"{where}: rewards"):
             self.rewards = load_rewards(run.rewards, self.accelerator.device)
         self.rewards.gather = self.accelerator.gather
         own = (name for trainer, config in self._methods.values() for name in trainer.trained_on(config))
-        self._rewarded = any(trainer.trains_on_rewards(c) for trainer, c in self._methods.values())
+        rewarded = [name for name, (trainer, config) in self._methods.items() if trainer.trains_on_rewards(config)]
+        self._rewarded = bool(rewarded)
         self._trained_on = list(dict.fromkeys([*(self.rewards.ids if self._rewarded else ()), *own]))
-        if self._rewarded:
+        for stream in dict.fromkeys(self._streams[name] for name in rewarded):
             with located(f"{where}: rewards"):
-                self.rewards.check(self._prompts.prompts)
+                self.rewards.check(stream.prompts)
         if run.canary.stop.metric in self._trained_on:
             raise UserError(f"{where}: canary.stop.metric {run.canary.stop.metric!r} is trained on: name another")
         with located(f"{where}: canary"):
@@ -150,7 +152,7 @@ class Loop:
                 located(f"{where}: stages.{name}"),
                 rehearsed(kind, settings, backbone, self.rewards, world) as made,
             ):
-                self._stream.check(made.prompts_per_step * self.run.processes)
+                self._streams[name].check(made.prompts_per_step * self.run.processes)
 
     def _make_trainer(self, stage: str) -> Trainer:
         accelerator, (trainer, settings) = self.accelerator, self._methods[stage]
@@ -165,6 +167,7 @@ class Loop:
                 gather_list=gather_object,
             )
         made = trainer(settings, self.backbone, self.rewards, world)
+        self._stream = self._streams[stage]
         self._share = world.share(made.prompts_per_step, "prompts per iteration")
         return made
 
@@ -319,7 +322,7 @@ class Loop:
             state = {
                 "position": asdict(position),
                 "passes": self.backbone.passes,
-                "prompts": self._stream.position,
+                "prompt_positions": self._prompts.state_dict(),
                 "log_lines": self._log_lines,
                 "recent": self._recent,
                 "curves": self._curves,
@@ -338,7 +341,8 @@ class Loop:
         if state:
             self._log_lines, self._recent = state["log_lines"], state["recent"]
             trainer.load_state_dict(state["trainer"])
-            self.backbone.passes, self._stream.position = state["passes"], state["prompts"]
+            self._prompts.load_state_dict(state["prompt_positions"])
+            self.backbone.passes = state["passes"]
             self._curves, self._stages = state["curves"], state["stages"]
 
     def _export(self, trainer: Trainer) -> Path:
@@ -353,14 +357,14 @@ class Loop:
                 image_free=(self.rewards.image_free or not self._rewarded)
                 and all(stage["image_free"] for stage in self._stages),
                 network_passes=self.backbone.passes,
-                prompts_digest=self._prompts.digest,
+                prompts_digest=self._prompts.all.digest,
                 curves=self._curves,
                 stages=[StageRecord(**stage) for stage in self._stages],
             )
             with replaced_folder(folder) as new:
                 self._write_student(trainer, new, self.run.export.weights, self.run.export.dtype)
                 write_protocol(trainer.protocol(), new)
-                write_fingerprints(new, (prompt.text for prompt in self._prompts.prompts))
+                write_fingerprints(new, (prompt.text for prompt in self._prompts.all.prompts))
                 settings = self.run.backbone
                 told = {"base": settings.name or Path(settings.path).resolve().name} | record.model_dump(mode="json")
                 write_text(new / "training.json", json.dumps(told, indent=2, ensure_ascii=False) + "\n")

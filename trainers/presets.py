@@ -154,7 +154,8 @@ trains without it.
   larger share of the same batch, and `backbone.microbatch` makes it fit; `--set processes=1` is a smaller
   training.
 - **Prompts.** A name is that of a declared set, which `python -m benchmarks.prompts fetch NAME` brings or
-  tells how to get; a file is yours to write. `--set prompts.source=FILE` takes others.
+  tells how to get; a file is yours to write. `--set prompts.source=FILE` takes others
+  (`stages.NAME.prompts.source` where a stage has its own).
 - **Everywhere.** AdamW's moments have 32 bits, where DMDR's authors keep 8; samplers end at level 0, where
   DMDR's code ends at 0.001. A model that stands in two rows with equal numbers is one preset.
 """
@@ -168,7 +169,8 @@ def _lines(presets: Mapping[str, Preset]) -> Iterator[str]:
         for name, preset in presets.items():
             if preset.paper == paper.paper:
                 run, rows = preset.build(), "<br>".join(map(_place, preset.settings.rows))
-                cells = (f"`{name}`", f"`{preset.settings.method}`", rows or "none", f"`{run.prompts.source}`")
+                sources = dict.fromkeys(f"`{run.prompts_of(stage).source}`" for stage in run.stages)
+                cells = (f"`{name}`", f"`{preset.settings.method}`", rows or "none", ", then ".join(sources))
                 yield f"| {' | '.join(cells)} | {run.processes or 1} | {_note(preset, presets)} |"
         if paper.left_out:
             yield from ("", "Rows without a preset:", "")

@@ -10,7 +10,7 @@ from typing import Literal
 import torch
 
 from benchmarks.config import UserError, config
-from benchmarks.prompts import as_prompt
+from benchmarks.prompts import PromptSet, as_prompt
 from benchmarks.sets import read_set
 from metrics.base import Prompt
 from metrics.micro.prompts import prompt_sets
@@ -33,10 +33,43 @@ def read_training_prompts(source: str) -> tuple[Prompt, ...]:
     return read_set(source).prompts
 
 
+class TrainingPrompts:
+    """What the stages of a run are trained on: stages of one setting share a stream and go on where it stands."""
+
+    def __init__(self, seed: int) -> None:
+        self._seed = seed
+        self._sets: dict[str, PromptSet] = {}
+        self._streams: dict[PromptsConfig, PromptStream] = {}
+
+    def open(self, settings: PromptsConfig) -> "PromptStream":
+        """Return the stream of a setting. Raises UserError as `read_training_prompts`."""
+        if settings not in self._streams:
+            if settings.source not in self._sets:
+                self._sets[settings.source] = PromptSet(settings.source, read_training_prompts(settings.source))
+            prompts = self._sets[settings.source].prompts
+            self._streams[settings] = PromptStream(prompts, settings.balance, self._seed)
+        return self._streams[settings]
+
+    @property
+    def all(self) -> PromptSet:
+        """The prompts of every source that has been opened, in that order."""
+        return PromptSet("training", tuple(prompt for one in self._sets.values() for prompt in one.prompts))
+
+    def state_dict(self) -> list[int]:
+        """Return how far each stream has been read, in the order they were opened in."""
+        return [stream.position for stream in self._streams.values()]
+
+    def load_state_dict(self, state: Sequence[int]) -> None:
+        """Continue from what `state_dict` gave; the same streams must be open."""
+        for stream, position in zip(self._streams.values(), state, strict=True):
+            stream.position = position
+
+
 class PromptStream:
     """An endless stream of batches of distinct prompts; `position` is its whole state."""
 
     def __init__(self, prompts: Sequence[Prompt], balance: Literal["none", "category"], seed: int) -> None:
+        self.prompts = prompts
         strata: dict[str, list[Prompt]] = {}
         for prompt in prompts:
             strata.setdefault(prompt.category if balance == "category" else "", []).append(prompt)

@@ -70,11 +70,11 @@ def test_every_preset_has_the_whole_batch_and_the_prompts_of_its_paper(preset: P
     run = preset.build()
     groups = {"dmdr-v1": 24, "dmdr-v2": 24, "dp-dmd": 8, "rtdmd": 8, "": 0}
     assert run.processes == (8 if run.backbone.kind == "sit" else groups[preset.paper])
-    source = run.prompts.source
-    if preset.paper and run.backbone.kind != "sit":  # a declared list to train on, of which nothing is benchmarked
-        assert find_declared(source).split == "training"
+    sources = [run.prompts_of(stage).source for stage in run.stages]
+    if preset.paper and run.backbone.kind != "sit":  # declared lists to train on, of which nothing is benchmarked
+        assert {find_declared(source).split for source in sources} == {"training"}
     needs_meta = any(reward.id.startswith("geneval") for reward in run.rewards)
-    assert needs_meta == (source == "geneval-train")
+    assert needs_meta == (sources[-1] == "geneval-train")  # RTDMD's cold starts, without a reward, have other prompts
 
 
 def test_whole_batches_are_those_that_the_papers_state() -> None:
