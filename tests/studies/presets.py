@@ -116,16 +116,19 @@ def shrunken_run(preset: Preset, families: Path, place: Path) -> RunConfig:
     run = preset.build()
     kind, method = run.backbone.kind, preset.settings.method
     configs = {name: find(stage.trainer or method).Config for name, stage in run.stages.items()}
-    settings = stage_settings(run, configs, preset.name)
+    settings, prompts = stage_settings(run, configs, preset.name), PromptsConfig(source=str(prompt_file(kind, place)))
     stages = {
-        name: replace(stage, settings=_small(as_table(settings[name]), place), iterations=ITERATIONS, budget_passes=0)
+        name: replace(
+            stage, settings=_small(as_table(settings[name]), place), iterations=ITERATIONS, budget_passes=0,
+            prompts=stage.prompts and prompts,
+        )
         for name, stage in run.stages.items()
-    }
+    }  # fmt: skip
     folder = str(family_folder(kind, families))
     start = folder if run.backbone.student_path else ""
     return replace(
         run, device="cpu", processes=1, backbone=replace(run.backbone, path=folder, student_path=start, resolution=0),
-        prompts=PromptsConfig(source=str(prompt_file(kind, place))), trainer={}, stages=stages, canary=CanaryConfig(),
+        prompts=prompts, trainer={}, stages=stages, canary=CanaryConfig(),
         checkpoint_every=1, log_every=1, benchmark="",
     )  # fmt: skip
 

@@ -377,6 +377,35 @@ def test_full_copies_of_a_unet_train_apart_and_export(folders: dict[str, Path], 
                 backbone.velocity("fake_score", x, 0.5, prompts, fake_scale=0.5)
 
 
+def test_adapters_lie_on_convolutions_that_are_named(folders: dict[str, Path], tmp_path: Path) -> None:
+    torch.manual_seed(0)
+    lora = LoraConfig(
+        rank=2, alpha=4, init="gaussian", targets=("to_q", "conv1", "conv_shortcut", "downsamplers.0.conv")
+    )
+    backbone = load(BackboneConfig(kind="sdxl", path=str(folders["sdxl"]), lora=lora), CPU)
+    matrices = backbone.parameters("student")
+    assert {matrix.ndim for matrix in matrices} == {2, 4}
+    x, prompts = noise(backbone), backbone.encode(TEXTS)
+    with torch.no_grad():
+        teacher = backbone.velocity("teacher", x, 0.5, prompts)
+        assert torch.equal(backbone.velocity("student", x, 0.5, prompts), teacher)
+        perturb([matrix for matrix in matrices if matrix.ndim == 4])
+        student = backbone.velocity("student", x, 0.5, prompts)
+        assert not torch.allclose(student, teacher, atol=1e-3)
+        assert torch.equal(backbone.velocity("teacher", x, 0.5, prompts), teacher)
+    backbone.velocity("student", x, 0.5, prompts).square().mean().backward()
+    assert all(matrix.grad is not None for matrix in matrices)
+    protocol = replace(backbone.protocol(), sampler="euler", num_inference_steps=2)
+    pictures = ours(backbone, protocol, "sdxl", x, "student")
+    for weights in ("merged", "lora"):
+        backbone.export(tmp_path / weights, weights, "float32")
+    merged, adapted = stock(tmp_path / "merged"), stock(folders["sdxl"])
+    adapted.load_lora_weights(tmp_path / "lora")
+    for pipe in (merged, adapted):
+        pipe.scheduler = FewStepScheduler.of(protocol, pipe.scheduler)
+        assert (drawn(pipe, protocol, "sdxl", x) - pictures).abs().max() <= 1e-4
+
+
 @pytest.mark.parametrize(("family", "training"), [("sdxl", "lora"), ("sdxl", "full"), ("sit", "lora")])
 def test_checkpointing_changes_no_gradient(folders: dict[str, Path], family: str, training: str) -> None:
     gradients = []

@@ -29,7 +29,8 @@ class LoraConfig:
 
     rank: int = 32
     alpha: int = 64
-    targets: tuple[str, ...] = ()  # ends of the linear layers' names, such as "to_q"; () = every linear layer
+    # Ends of the names of linear layers and convolutions, such as "to_q"; () = every linear layer
+    targets: tuple[str, ...] = ()
     fake_score_rank: int = 0  # where the fake score's differs from the student's (DMDR); 0 = it does not
     fake_score_alpha: int = 0
     # A at the start, B being 0: uniform within 1 / sqrt(inputs), peft's own default, or of deviation 1 / rank, as

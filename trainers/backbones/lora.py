@@ -28,8 +28,8 @@ class AdapterRoles:
     """The roles of one diffusers network; `network(role)` is that network with the role's adapter at work."""
 
     def __init__(self, network: Any, settings: LoraConfig, trained: Sequence[Role] = ROLES) -> None:
-        """Attach the adapters of the trained roles. Raises UserError where `targets` names no linear layer."""
-        targets = _linear_layers(network, settings.targets)
+        """Attach the adapters of the trained roles. Raises UserError where a target names no layer."""
+        targets = _adapted_layers(network, settings.targets)
         # peft's names: True is its default, the uniform law
         self._init: bool | Literal["gaussian"] = "gaussian" if settings.init == "gaussian" else True
         self.config = peft.LoraConfig(
@@ -161,11 +161,18 @@ class AdapterRoles:
                 yield name.replace(".base_layer.", "."), tensor
 
 
-def _linear_layers(network: nn.Module, targets: tuple[str, ...]) -> list[str]:
-    names = [name for name, layer in network.named_modules() if isinstance(layer, nn.Linear)]
+def _adapted_layers(network: nn.Module, targets: tuple[str, ...]) -> list[str]:
+    layers = {name: layer for name, layer in network.named_modules() if isinstance(layer, nn.Linear | nn.Conv2d)}
+    linear = [name for name, layer in layers.items() if isinstance(layer, nn.Linear)]
     if not targets:
-        return names
-    chosen = [name for name in names if any(name == end or name.endswith(f".{end}") for end in targets)]
-    if not chosen:
-        raise UserError(f"backbone.lora.targets {list(targets)}: no linear layer has such a name, e.g. {names[0]!r}")
-    return chosen
+        return linear
+    for end in targets:
+        if not any(_ends_in(name, end) for name in layers):
+            raise UserError(
+                f"backbone.lora.targets: no linear layer or convolution is named {end!r}; there is {linear[0]!r}"
+            )
+    return [name for name in layers if any(_ends_in(name, end) for end in targets)]
+
+
+def _ends_in(name: str, end: str) -> bool:
+    return name == end or name.endswith(f".{end}")

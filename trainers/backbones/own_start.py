@@ -20,7 +20,7 @@ class OwnStartRoles:
     """The roles of two frozen networks."""
 
     def __init__(self, base: nn.Module, start: nn.Module, settings: LoraConfig) -> None:
-        """Attach one adapter to each. Raises UserError where `targets` names no linear layer."""
+        """Attach one adapter to each. Raises UserError where a target names no layer."""
         self.student = AdapterRoles(start, settings, ("student",))
         self._base = AdapterRoles(base, settings, ("fake_score",))
 
