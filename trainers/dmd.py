@@ -20,7 +20,7 @@ from metrics.base import Prompt
 from trainers.backbones.base import Backbone
 from trainers.base import DistillationTrainer, Guidance, Logs, Networks, SamplerConfig, World, register
 from trainers.draws import Draws
-from trainers.flow import RenoiseLaw, Velocity, interpolate, x0_from_v
+from trainers.flow import Prediction, RenoiseLaw, Velocity, interpolate, prediction_error, x0_from_v
 from trainers.learner import EmaConfig, Learner, OptimiserConfig
 from trainers.renoised import renoised_rollout
 from trainers.rewards import RewardBank
@@ -28,7 +28,6 @@ from trainers.rollout import Step, rollout
 from trainers.schedules import Schedule, laid_out
 
 Normaliser = Literal["x0_teacher", "xt_teacher", "none"]
-Prediction = Literal["velocity", "eps"]
 
 
 def dmd_gradient(
@@ -80,12 +79,9 @@ def student_loss(
 
 
 def fake_score_loss(x0: Tensor, fake_score: Velocity, t: Tensor, eps: Tensor, of: Prediction = "velocity") -> Tensor:
-    """Return the mean square error of the fake score on the student's samples x0: of its velocity or of its eps.
-
-    eps_hat - eps = (1 - t) (v_hat - v), so a loss in v weighs one in eps by 1 / (1 - t)^2."""
+    """Return the mean square error of the fake score on the student's samples x0: of its velocity or of its eps."""
     x0 = x0.detach()
-    error = fake_score(interpolate(x0, eps, t), t) - (eps - x0)
-    return ((error if of == "velocity" else (1 - t) * error) ** 2).mean()
+    return (prediction_error(fake_score(interpolate(x0, eps, t), t), x0, eps, t, of) ** 2).mean()
 
 
 def last_step_x0(

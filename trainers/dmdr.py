@@ -30,11 +30,11 @@ from benchmarks.config import config
 from metrics.base import Prompt, UserError
 from trainers.backbones.base import Backbone
 from trainers.base import Guidance, Logs, Roles, RolesTrainer, SamplerConfig, World, register
-from trainers.dmd import Normaliser, Prediction, descend, fake_score_loss, student_loss
+from trainers.dmd import Normaliser, descend, fake_score_loss, student_loss
 from trainers.dpo import DpoTerm, follow, online_dpo_loss
 from trainers.dynamic import DynaDgConfig, DynaRsConfig
 from trainers.first_step import FirstStepConfig, first_step_term
-from trainers.flow import RenoiseLaw
+from trainers.flow import Prediction, RenoiseLaw
 from trainers.groups import spread
 from trainers.grpo import GrpoTerm, check_grpo, collect, grpo_loss
 from trainers.learner import EmaConfig, OptimiserConfig

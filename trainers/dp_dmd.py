@@ -23,9 +23,9 @@ from benchmarks.config import config
 from metrics.base import Prompt
 from trainers.backbones.base import Backbone
 from trainers.base import DistillationTrainer, Guidance, Logs, Networks, SamplerConfig, World, register
-from trainers.dmd import Normaliser, Prediction, descend, fake_score_loss, student_loss
+from trainers.dmd import Normaliser, descend, fake_score_loss, student_loss
 from trainers.first_step import FirstStepConfig, first_step_term
-from trainers.flow import RenoiseLaw
+from trainers.flow import Prediction, RenoiseLaw
 from trainers.learner import EmaConfig, OptimiserConfig
 from trainers.rewards import RewardBank
 from trainers.rollout import Step, rollout

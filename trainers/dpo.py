@@ -5,7 +5,8 @@
     L       = -log sigmoid(-beta / 2 · Delta)
 
 Winner and loser are the members of a group with the highest and the lowest reward; both see the same eps and t. The
-reference is the student as the stage began, or as it was up to n updates ago (online DPO).
+reference is the student as the stage began, or as it was up to n updates ago (online DPO). With loss = "eps" errors
+are those that eps models are trained by, |eps_hat - eps|^2 = (1 - t)^2 |v_hat - v|^2: smaller, for the same beta.
 Source: Diffusion-DPO, Wallace et al. 2023, arXiv:2311.12908, Eq. 14; on flow models, with pairs from groups: the code
 of Flow-GRPO's authors, whose beta this is. DMDR names the method without code.
 Axes: P prompts and pairs, N members of a group, B = P N images, then any latent axes.
@@ -23,7 +24,7 @@ from metrics.base import Prompt, UserError
 from trainers.backbones.base import Backbone
 from trainers.base import Logs, Roles, RolesTrainer, SamplerConfig, World, register
 from trainers.dmd import descend
-from trainers.flow import RenoiseLaw, Velocity, interpolate
+from trainers.flow import Prediction, RenoiseLaw, Velocity, interpolate, prediction_error
 from trainers.group_rollout import roll_out_groups
 from trainers.learner import EmaConfig, OptimiserConfig
 from trainers.rewards import RewardBank, reward_logs
@@ -37,6 +38,7 @@ class DpoTerm:
     group_size: int = 8  # N
     beta: float = 100.0  # goes with the mean over latent axes, not the sum
     renoise: RenoiseLaw = RenoiseLaw(kind="logit_normal", low=0.001, high=1.0)
+    loss: Prediction = "velocity"  # what the errors are of; eps: as eps models are trained
     reference_every: int = 0  # student updates after which the reference follows; 0 = never
 
     def __post_init__(self) -> None:
@@ -56,7 +58,14 @@ def choose_pairs(reward_B: Tensor, group_size: int) -> tuple[Tensor, Tensor]:
 
 
 def dpo_loss(
-    student: Velocity, reference: Velocity, winner: Tensor, loser: Tensor, t: Tensor, eps: Tensor, beta: float
+    student: Velocity,
+    reference: Velocity,
+    winner: Tensor,
+    loser: Tensor,
+    t: Tensor,
+    eps: Tensor,
+    beta: float,
+    of: Prediction = "velocity",
 ) -> Tensor:
     """Return the loss of pairs [P, ...] at levels t [P, 1, ...] with noise eps [P, ...].
 
@@ -65,7 +74,7 @@ def dpo_loss(
     x_t = interpolate(x0, eps_both, t_both)
 
     def error(v: Tensor) -> Tensor:
-        return ((v - (eps_both - x0)) ** 2).flatten(1).mean(dim=1)
+        return (prediction_error(v, x0, eps_both, t_both, of) ** 2).flatten(1).mean(dim=1)
 
     with torch.no_grad():
         reference_error = error(reference(x_t, t_both))
@@ -83,7 +92,7 @@ def online_dpo_loss(
     student, reference = roles.velocity("student", pairs), roles.velocity("reference", pairs)
     winner, loser = rolled.x0[winner_P], rolled.x0[loser_P]
     t, eps = roles.renoise(c.renoise, winner)
-    loss = dpo_loss(student, reference, winner, loser, t, eps, c.beta)
+    loss = dpo_loss(student, reference, winner, loser, t, eps, c.beta, c.loss)
     return {"rl_loss": loss}, reward_logs(rolled.scores, roles.gather)
 
 

@@ -23,6 +23,7 @@ from trainers.draws import Draws
 Velocity = Callable[[Tensor, Level], Tensor]  # v(x_t, t), prompts already bound
 LevelAt = Callable[[Tensor], Tensor]  # shares of a model's timesteps -> levels t; see `Backbone.level_at`
 Kernel = Literal["exact", "paper"]
+Prediction = Literal["velocity", "eps"]  # what a network's error is taken of; eps: as eps models are trained
 
 
 def interpolate(x0: Tensor, eps: Tensor, t: Level) -> Tensor:
@@ -58,6 +59,14 @@ def score_from_v(x_t: Tensor, v: Tensor, t: Level) -> Tensor:
 def v_from_score(x_t: Tensor, score: Tensor, t: Level) -> Tensor:
     """Return the velocity of a score; needs t < 1."""
     return -(x_t + t * score) / (1 - t)
+
+
+def prediction_error(v: Tensor, x0: Tensor, eps: Tensor, t: Level, of: Prediction = "velocity") -> Tensor:
+    """Return by what a velocity at level t misses that of x0 and eps, or by what its eps misses theirs.
+
+    eps_hat - eps = (1 - t) (v_hat - v), so a square loss in v weighs one in eps by 1 / (1 - t)^2."""
+    error = v - (eps - x0)
+    return error if of == "velocity" else (1 - t) * error
 
 
 def guided(unconditional: Tensor, conditional: Tensor, guidance_scale: float) -> Tensor:

@@ -3,8 +3,8 @@
     L = w sum_j c_j mean_B relu(m - r_j(x0) / scale_j) + w_reg L_reg
 
 Above the margin m a reward has done its work; a margin that is never met makes the hinge linear. The regulariser
-`self_pretrain` is the flow-matching loss on samples of the student as it was when the stage began: where only prompts
-are given it stands for ReFL's pre-training loss on pictures.
+`self_pretrain` is the loss that the base was trained by, of velocity or eps, on samples of the student as it was when
+the stage began: where only prompts are given it stands for ReFL's pre-training loss on pictures.
 
 SRPO: the text feature f of a reward becomes (1 + k) f_pos - f_neg, the features of the prompt behind a praising and a
 dispraising prefix. Rewards that are inner products with f are linear in it: r = (1 + k) r_pos - r_neg.
@@ -29,7 +29,7 @@ from trainers.backbones.base import Backbone
 from trainers.base import Guidance, Logs, Roles, RolesTrainer, SamplerConfig, World, register
 from trainers.dmd import X0_SOURCES, descend, fake_score_loss, last_step_x0
 from trainers.draws import Draws
-from trainers.flow import LevelAt, RenoiseLaw, Velocity
+from trainers.flow import LevelAt, Prediction, RenoiseLaw, Velocity
 from trainers.learner import EmaConfig, OptimiserConfig
 from trainers.rewards import RewardBank, reward_logs
 from trainers.rollout import rollout
@@ -61,6 +61,7 @@ class ReflTerm:
     regulariser: Literal["none", "self_pretrain"] = "none"
     regulariser_weight: float = 1.0  # w_reg
     regulariser_renoise: RenoiseLaw = RenoiseLaw(kind="logit_normal", low=0.001, high=1.0)
+    regulariser_loss: Prediction = "velocity"  # eps: as eps models are trained
 
     def __post_init__(self) -> None:
         if self.weight <= 0 or self.regulariser_weight <= 0:
@@ -108,7 +109,7 @@ def refl_losses(
     if c.regulariser == "self_pretrain":
         reference, z = roles.velocity("reference", prompts), roles.start(len(prompts), protocol)
         law, level_at = c.regulariser_renoise, roles.backbone.level_at
-        loss = self_pretrain_loss(student, reference, z, protocol, roles.draws, law, level_at)
+        loss = self_pretrain_loss(student, reference, z, protocol, roles.draws, law, level_at, c.regulariser_loss)
         losses["regulariser_loss"] = c.regulariser_weight * loss
     return losses, reward_logs(scores, roles.gather)
 
@@ -121,13 +122,14 @@ def self_pretrain_loss(
     draws: Draws,
     law: RenoiseLaw,
     level_at: LevelAt,
+    of: Prediction = "velocity",
 ) -> Tensor:
-    """Return the student's flow-matching loss on what the reference makes of z [B, ...], its sampler's start.
+    """Return the loss of the student, of its velocity or eps, on what the reference makes of its start z [B, ...].
 
     level_at: the backbone's, for the law."""
     with torch.no_grad():
         x0 = rollout(reference, z, protocol, lambda _: draws.normal_like(z))[-1].x_next
-    return fake_score_loss(x0, student, *law.draw(x0, draws, level_at))
+    return fake_score_loss(x0, student, *law.draw(x0, draws, level_at), of)
 
 
 def check_refl(c: ReflTerm, rewards: RewardBank) -> None:

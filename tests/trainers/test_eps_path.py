@@ -2,12 +2,13 @@
 
 from collections.abc import Callable
 from dataclasses import replace
-from typing import Any
+from typing import Any, get_args
 
 import pytest
 import torch
 from torch import Tensor
 
+from benchmarks.protocol import Protocol
 from benchmarks.samplers import Level
 from benchmarks.vp import VpPath
 from metrics.base import Prompt
@@ -19,14 +20,14 @@ from trainers.discriminator import Discriminator, GanConfig
 from trainers.dmd import Dmd, DmdConfig, fake_score_loss
 from trainers.dmdr import Dmdr, DmdrConfig
 from trainers.dp_dmd import DpDmd, DpDmdConfig
-from trainers.dpo import DpoTerm
+from trainers.dpo import Dpo, DpoConfig, DpoTerm, dpo_loss
 from trainers.draws import Draws
 from trainers.dynamic import DynaDgConfig, DynaRsConfig
 from trainers.first_step import FirstStepConfig
-from trainers.flow import RenoiseLaw
+from trainers.flow import Prediction, RenoiseLaw
 from trainers.group_rollout import roll_out_groups
 from trainers.learner import EmaConfig, OptimiserConfig
-from trainers.refl import Refl, ReflConfig, ReflTerm
+from trainers.refl import Refl, ReflConfig, ReflTerm, self_pretrain_loss
 from trainers.reinforce import ReinforceConfig
 from trainers.rewards import RewardBank, RewardConfig
 from trainers.rollout import rollout
@@ -74,25 +75,65 @@ class EpsPointBackbone(PointBackbone):
         return self.path.level_at(share)
 
 
-def test_the_fake_scores_loss_in_eps_is_the_unets_own() -> None:
-    """What DMD2 trains on SDXL, mean (eps_hat - eps)^2 of the UNet's output, written out on the VP path."""
+class Noised:
+    """Samples, noise and timesteps of SDXL's table, a and b [B, 1] and the levels t of flow that they are."""
+
     path = VpPath.of(SDXL)
     assert path is not None
-    x0, eps = torch.randn(2, 64, 3, dtype=torch.float64, generator=torch.Generator().manual_seed(0))
+    x0, other, eps = torch.randn(3, 64, 3, dtype=torch.float64, generator=torch.Generator().manual_seed(0))
     timestep = torch.linspace(1, 990, 64).long()
     a, b = path.alpha_bar[timestep].sqrt()[:, None], (1 - path.alpha_bar[timestep]).sqrt()[:, None]
-
-    def unet(x_vp: Tensor) -> Tensor:
-        return 0.7 * x_vp + torch.sin(3 * x_vp)
-
-    def fake_score(x: Tensor, t: Level) -> Tensor:
-        return path.velocity(unet(path.model_input(x, t)), x, t)
-
-    own = (unet(a * x0 + b * eps) - eps).square().mean()
     t = b / (a + b)
-    assert fake_score_loss(x0, fake_score, t, eps, "eps").item() == pytest.approx(own.item(), rel=1e-9)
-    weighted = ((unet(a * x0 + b * eps) - eps) / (1 - t)).square().mean()
-    assert fake_score_loss(x0, fake_score, t, eps).item() == pytest.approx(weighted.item(), rel=1e-9)
+
+    @staticmethod
+    def unet(x_vp: Tensor, gain: float = 0.7) -> Tensor:
+        return gain * x_vp + torch.sin(3 * x_vp)
+
+    @classmethod
+    def velocity(cls, gain: float = 0.7) -> Callable[[Tensor, Level], Tensor]:
+        """Return the UNet as trainers see it."""
+        return lambda x, t: cls.path.velocity(cls.unet(cls.path.model_input(x, t), gain), x, t)
+
+    @classmethod
+    def error(cls, x0: Tensor, gain: float = 0.7) -> Tensor:
+        """Return eps_hat - eps of the UNet on its own path."""
+        return cls.unet(cls.a * x0 + cls.b * cls.eps, gain) - cls.eps
+
+
+def test_the_fake_scores_loss_in_eps_is_the_unets_own() -> None:
+    """What DMD2 trains on SDXL, mean (eps_hat - eps)^2 of the UNet's output, written out on the VP path."""
+    n, error = Noised, Noised.error(Noised.x0)
+    loss = fake_score_loss(n.x0, n.velocity(), n.t, n.eps, "eps")
+    assert loss.item() == pytest.approx(error.square().mean().item(), rel=1e-9)
+    weighted = (error / (1 - n.t)).square().mean()
+    assert fake_score_loss(n.x0, n.velocity(), n.t, n.eps).item() == pytest.approx(weighted.item(), rel=1e-9)
+
+
+def test_the_regulariser_in_eps_is_the_loss_that_the_unet_was_trained_by() -> None:
+    """The reference makes x0 = 3 of everything; the law draws timesteps."""
+    n = Noised
+    protocol = SamplerConfig(sampler="euler", num_inference_steps=2).protocol(Protocol())
+    draws, law, z = Draws(0), RenoiseLaw(low=0.0, high=1.0, on="timesteps"), torch.zeros(256, 1).double()
+    t, eps = law.draw(z, Draws(0), n.path.level_at)
+    a, b = (1 - t) / ((1 - t) ** 2 + t**2).sqrt(), t / ((1 - t) ** 2 + t**2).sqrt()
+    own = (n.unet(3 * a + b * eps) - eps).square().mean().item()
+    reference = lambda x, t: (x - 3) / t  # noqa: E731
+    loss = self_pretrain_loss(n.velocity(), reference, z, protocol, draws, law, n.path.level_at, "eps")
+    assert loss.item() == pytest.approx(own, rel=1e-9)
+
+
+@pytest.mark.parametrize("of", ["eps", "velocity"])
+def test_dpo_in_eps_compares_the_unets_own_errors(of: Prediction) -> None:
+    """Diffusion-DPO's Eq. 14 on the VP path; in velocity every error is weighed by 1 / (1 - t)^2."""
+    n, beta, weight = Noised, 7.0, 1.0 if of == "eps" else 1 / (1 - Noised.t)
+
+    def error(x0: Tensor, gain: float) -> Tensor:
+        return (n.error(x0, gain) * weight).square().mean(dim=1)
+
+    delta = error(n.x0, 0.7) - error(n.x0, 0.5) - error(n.other, 0.7) + error(n.other, 0.5)
+    expected = torch.log1p(torch.exp(beta / 2 * delta)).mean()
+    loss = dpo_loss(n.velocity(0.7), n.velocity(0.5), n.x0, n.other, n.t, n.eps, beta, of)
+    assert loss.item() == pytest.approx(expected.item(), rel=1e-9)
 
 
 NARROW = RenoiseLaw(low=0.4999, high=0.5001)
@@ -117,6 +158,37 @@ def test_every_method_trains_its_fake_score_on_eps_where_it_is_asked_to(method: 
         prompts = [Prompt(text=str(n)) for n in range(one.prompts_per_step)]
         losses.append(one.step(prompts, 0)["fake_score_loss"])
     assert losses[1] == pytest.approx(losses[0] / 4, rel=2e-3) and losses[0] > 0.1
+
+
+JOINT_RL = {"phase": "rl_only", "batch_size": 64}
+RL_LOSSES: dict[str, tuple[str, Callable[[Prediction], tuple[type, Any]]]] = {
+    "refl": ("regulariser_loss", lambda of: (Refl, ReflConfig(refl=regularised(of)))),
+    "dmdr, refl": ("regulariser_loss", lambda of: (Dmdr, DmdrConfig(**JOINT_RL, rl="refl", refl=regularised(of)))),
+    "dpo": ("student_norm", lambda of: (Dpo, DpoConfig(dpo=DpoTerm(groups=64, loss=of, renoise=NARROW)))),
+    "dmdr, dpo": ("student_norm", lambda of: (Dmdr, DmdrConfig(
+        **JOINT_RL, rl="dpo", dpo=DpoTerm(groups=64, loss=of, renoise=NARROW)
+    ))),
+}  # fmt: skip
+
+
+def regularised(of: Prediction) -> ReflTerm:
+    return ReflTerm(regulariser="self_pretrain", regulariser_renoise=NARROW, regulariser_loss=of)
+
+
+@pytest.mark.parametrize("method", RL_LOSSES)
+def test_rewards_own_regularisers_are_of_eps_where_they_are_asked_to(method: str) -> None:
+    """At t = 1/2 errors in eps are a quarter of those in v, and at the reference so is the gradient of DPO."""
+    name, make = RL_LOSSES[method]
+    found = []
+    for of in get_args(Prediction):
+        torch.manual_seed(0)
+        kind, settings = make(of)
+        metric = FirstCoordinate("x1", 0, True)
+        one = kind(
+            settings, PointBackbone((1.0, -0.5), 0.5), RewardBank([RewardConfig(id="x1")], {"x1": metric}), World()
+        )
+        found.append(one.step([Prompt(text=str(n)) for n in range(one.prompts_per_step)], 0)[name])
+    assert found[1] == pytest.approx(found[0] / 4, rel=2e-3) and found[0] > 0.1
 
 
 class WatchedBackbone(EpsPointBackbone):

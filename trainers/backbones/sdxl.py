@@ -7,7 +7,7 @@ Conditioning: the last but one hidden states of both text encoders, the pooled o
 folder says force_zeros_for_empty_prompt, as its pipeline does.
 A renoise law draws levels unless it says on = "timesteps": uniform levels are timesteps of another law.
 A loss in v weighs one in eps by 1 / (1 - t)^2: `fake_score_loss = "eps"` in [trainer] trains the fake score as the
-UNet itself was.
+UNet itself was, and so do `refl.regulariser_loss` and `dpo.loss` the student.
 Source: Podell et al. 2023, arXiv:2307.01952, Sec. 2.2.
 Axes: B images, 4 x h x w latents.
 """
