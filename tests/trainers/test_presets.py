@@ -161,6 +161,20 @@ def test_sdxl_is_noised_to_timesteps(name: str) -> None:
         assert found and all(law.on == "timesteps" for law in found)
 
 
+@pytest.mark.parametrize("name", [name for name, one in PRESETS.items() if one.build().backbone.kind == "sdxl"])
+def test_sdxl_is_trained_by_the_loss_of_its_eps(name: str) -> None:
+    """The fake score, and the student where ReFL's regulariser holds it."""
+    preset = PRESETS[name]
+    run = preset.build()
+    configs = {key: find(stage.trainer or preset.settings.method).Config for key, stage in run.stages.items()}
+    for settings in stage_settings(run, configs, name).values():
+        table = as_table(settings)
+        losses = [table["fake_score_loss"]] if "fake_score_loss" in table else []
+        if table.get("refl", {}).get("regulariser") == "self_pretrain":
+            losses.append(table["refl"]["regulariser_loss"])
+        assert losses and set(losses) == {"eps"}
+
+
 def test_adapters_begin_as_in_the_authors_code() -> None:
     """Gaussian; but SiT's, which in DMDR's code begin with a deviation of 1."""
     for name, preset in PRESETS.items():
