@@ -1,6 +1,6 @@
 """Variance-preserving (VP) models such as SDXL as flow models: their algebra, and the bridge between the two paths.
 
-    x_t = a x0 + b eps,  a = sqrt(alpha_bar_t), b = sqrt(1 - alpha_bar_t)      score s = -eps_hat / b
+    x_t = a x0 + b eps,  a = sqrt(alpha_bar_t), b = sqrt(1 - alpha_bar_t)      score s = -eps_hat / b, eps = -b s
     v_prediction = a eps - b x0    hence x0 = a x_t - b v_prediction, eps = b x_t + a v_prediction
 
     bridge    x_flow = x_t / (a + b), t = b / (a + b): the same x0 and eps, so v = eps - x0 and s_flow = (a + b) s
@@ -57,6 +57,11 @@ def eps_from_v_prediction(x_t: Tensor, v: Tensor, a: Level, b: Level) -> Tensor:
 def score_from_eps(eps: Tensor, b: Level) -> Tensor:
     """Return the score of a noise prediction."""
     return -eps / b
+
+
+def eps_from_score(score: Tensor, b: Level) -> Tensor:
+    """Return the noise prediction of a score."""
+    return -b * score
 
 
 def to_flow(x_t: Tensor, a: Level, b: Level) -> tuple[Tensor, Level]:
