@@ -41,6 +41,7 @@ SHARED = (
     "tests/trainers/closed_form.py",
     "tests/trainers/conftest.py",
     "tests/trainers/forked.py",
+    "tests/trainers/tiny_run.py",
 )  # what most test files stand on
 LIMIT = 900.0  # seconds of a run; a mutation that makes the tests hang is noticed
 SURVIVED = "SURVIVED"

@@ -7,6 +7,7 @@ import pytest
 import torch
 
 from metrics.base import Prompt
+from tests.trainers.closed_form import reward_bank
 
 WORDS = ["a", "photo", "of", "red", "green", "blue", "circle", "square", "cross", "and"]
 
@@ -23,6 +24,12 @@ def word_vocabulary() -> tuple[dict[str, int], list[tuple[str, str]]]:
             left += piece
             tokens.append(left)
     return {token: n for n, token in enumerate(dict.fromkeys(tokens))}, list(dict.fromkeys(merges))
+
+
+@pytest.fixture
+def closed_form_rewards(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Give every run two rewards without weights: "redness", and the verdict "judge"."""
+    monkeypatch.setattr("trainers.loop.load_rewards", lambda settings, device: reward_bank(judge=True))
 
 
 @pytest.fixture(scope="session")

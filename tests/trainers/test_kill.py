@@ -15,7 +15,7 @@ import torch
 import tests.benchmarks.toy_metrics  # noqa: F401  (registers the metrics of the suite below)
 from benchmarks.config import UserError
 from tests.trainers.closed_form import reward_bank
-from tests.trainers.test_loop import assert_same, log_lines, settings
+from tests.trainers.tiny_run import assert_same, log_lines, settings
 from trainers import loop as loop_module
 from trainers.checkpoint import held
 from trainers.config import RunConfig

@@ -1,4 +1,5 @@
-import json
+"""The loop: stages, interruptions, refusals, the early stop."""
+
 from dataclasses import replace
 from pathlib import Path
 from types import SimpleNamespace
@@ -6,19 +7,14 @@ from typing import Any
 
 import pytest
 import torch
-from diffusers import StableDiffusion3Pipeline
 from safetensors.torch import load_file
 
 from benchmarks.config import UserError, as_table, build
 from benchmarks.models import read_training
-from benchmarks.overlap import trained_on
-from benchmarks.prompts import PromptSet, read_prompts
-from benchmarks.protocol import read_protocol
 from metrics.base import Prompt, make
-from tests.trainers.closed_form import reward_bank
+from tests.trainers.tiny_run import assert_same, killed_at, log_lines, settings
 from trainers import canary as canary_module
 from trainers import loop as loop_module
-from trainers.base import find
 from trainers.checkpoint import load_state
 from trainers.config import RunConfig, merge, read_run
 from trainers.loop import Loop
@@ -26,60 +22,12 @@ from trainers.pause import Paused
 from trainers.prompts import PromptStream
 from trainers.rewards import load_rewards
 
-
-@pytest.fixture(autouse=True)
-def closed_form_rewards(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(loop_module, "load_rewards", lambda settings, device: reward_bank(judge=True))
-
-
-def settings(pipeline: Path, source: Path, **changes: Any) -> RunConfig:
-    table = {
-        "name": "tiny",
-        "device": "cpu",
-        "checkpoint_every": 2,
-        "log_every": 1,
-        "backbone": {"path": str(pipeline), "lora": {"rank": 2, "alpha": 4}},
-        "prompts": {"source": str(source), "balance": "category"},
-        "trainer": {
-            "cold_start": {"batch_size": 2, "fake_score_updates": 2},
-            "reinforce": {"groups": 2, "group_size": 2},
-            "ema": {"decay": 0.9},
-        },
-        "stages": {
-            "cold_start": {"iterations": 5},
-            "reinforce": {"iterations": 3, "settings": {"phase": "reinforce", "student": {"lr": 5e-4}}},
-        },
-    }
-    return build(RunConfig, merge(table, changes), "tiny.toml")
+pytestmark = pytest.mark.usefixtures("closed_form_rewards")
 
 
 def second(**changes: Any) -> dict[str, Any]:
     """Return changes of the second stage's settings."""
     return {"stages": {"reinforce": {"settings": changes}}}
-
-
-def log_lines(folder: Path) -> list[dict[str, Any]]:
-    lines = [json.loads(line) for line in (folder / "log.jsonl").read_text().splitlines()]
-    return [{key: value for key, value in line.items() if key != "volatile"} for line in lines]
-
-
-class Killed(Exception):
-    pass
-
-
-def killed_at(loop: Loop, iteration: int) -> None:
-    """Train until the given iteration of the run has been logged, then stop as a kill would."""
-    log, lines = loop._log, []
-
-    def stop(*arguments: Any) -> None:
-        log(*arguments)
-        lines.append(1)
-        if len(lines) == iteration:
-            raise Killed
-
-    loop._log = stop  # type: ignore[method-assign]
-    with pytest.raises(Killed):
-        loop.train()
 
 
 @pytest.mark.parametrize(("training", "fake_score"), [("lora", ""), ("full", ""), ("full", "lora")])
@@ -99,57 +47,6 @@ def test_an_interrupted_run_ends_bit_for_bit_like_an_uninterrupted_one(
         assert (whole / file).read_bytes() == (again / file).read_bytes(), file
 
 
-@pytest.mark.parametrize("kill", [0, 2])
-def test_the_log_holds_what_only_some_iterations_do(
-    pipeline_folder: Path, prompt_file: Path, tmp_path: Path, kill: int
-) -> None:
-    """The student is updated in iterations 0, 2 and 4; a line is written after 4 of each stage."""
-    changes = {"log_every": 4, "checkpoint_every": 1, "stages": {"reinforce": {"iterations": 5}}}
-    run = settings(pipeline_folder, prompt_file, **changes)
-    seen: list[int] = []
-    for interrupted in range(kill):
-        loop = Loop("rtdmd", run, tmp_path / "run")
-        step = loop._step
-
-        def stop(*arguments: Any, at: int = 3 + 5 * interrupted, step: Any = step) -> dict[str, float]:
-            seen.append(1)
-            if len(seen) > at:
-                raise Killed
-            return step(*arguments)
-
-        loop._step = stop  # type: ignore[method-assign]
-        with pytest.raises(Killed):
-            loop.train()
-        seen.pop()
-    Loop("rtdmd", run, tmp_path / "run").train()
-    first, second = (line for line in log_lines(tmp_path / "run") if "fake_score_loss" in line)
-    assert (first["stage"], first["iteration"], second["stage"], second["iteration"]) == (
-        "cold_start", 4, "reinforce", 4
-    )  # fmt: skip
-    assert {"dmd_loss", "student_norm"} <= first.keys() and not any(key.startswith("reward") for key in first)
-    assert {"reward_std/redness", "dmd_loss"} <= second.keys()
-    assert log_lines(tmp_path / "run") == whole_log(run, tmp_path)
-
-
-def whole_log(run: RunConfig, folder: Path) -> list[dict[str, Any]]:
-    Loop("rtdmd", run, folder / "whole").train()
-    return log_lines(folder / "whole")
-
-
-def assert_same(one: Any, two: Any) -> None:
-    if isinstance(one, torch.Tensor):
-        assert torch.equal(one, two)
-    elif isinstance(one, dict):
-        assert one.keys() == two.keys()
-        for key in one:
-            assert_same(one[key], two[key])
-    elif isinstance(one, list):
-        for left, right in zip(one, two, strict=True):
-            assert_same(left, right)
-    else:
-        assert one == two
-
-
 def test_a_finished_run_started_again_changes_nothing(
     pipeline_folder: Path, prompt_file: Path, tmp_path: Path
 ) -> None:
@@ -158,136 +55,6 @@ def test_a_finished_run_started_again_changes_nothing(
     before = (tmp_path / "run" / "log.jsonl").read_bytes(), (student / "training.json").read_bytes()
     Loop("rtdmd", run, tmp_path / "run").train()
     assert ((tmp_path / "run" / "log.jsonl").read_bytes(), (student / "training.json").read_bytes()) == before
-
-
-def test_a_reward_that_is_only_watched_was_not_trained_on(
-    pipeline_folder: Path, prompt_file: Path, tmp_path: Path
-) -> None:
-    matched = {"stages": {"reinforce": {"settings": {"phase": "cold_start"}}}}
-    student = Loop("rtdmd", settings(pipeline_folder, prompt_file, **matched), tmp_path / "run").train()
-    assert json.loads((student / "training.json").read_text())["rewards"] == []
-
-
-@pytest.mark.parametrize(
-    ("method", "table", "rewarded"),
-    [
-        ("rtdmd", {"phase": "cold_start"}, False),
-        ("rtdmd", {"phase": "reinforce"}, True),
-        ("rtdmd", {"phase": "reinforce", "reinforce": {"rl": "none"}}, True),  # the direct term is left
-        ("rtdmd", {"phase": "reinforce", "reinforce": {"rl": "none", "det_term": False}}, False),
-        ("dmdr", {"phase": "joint"}, True),
-        ("dmdr", {"phase": "rt_dm"}, True),
-        ("dmdr", {"phase": "rt_dm", "rt_dm": {"kind": "none"}}, False),
-        ("dmd", {}, False),
-        ("dmd2", {}, False),
-        ("dp_dmd", {}, False),
-        ("tdm", {}, False),
-        ("refl", {}, True),
-        ("grpo", {}, True),
-        ("dpo", {}, True),
-    ],
-)
-def test_methods_tell_whether_a_term_knows_the_rewards(method: str, table: dict[str, Any], rewarded: bool) -> None:
-    trainer = find(method)
-    assert trainer.trains_on_rewards(build(trainer.Config, table, "test")) is rewarded
-
-
-def test_the_student_carries_its_protocol_and_training(
-    pipeline_folder: Path, prompt_file: Path, tmp_path: Path
-) -> None:
-    student = Loop("rtdmd", settings(pipeline_folder, prompt_file), tmp_path / "run").train()
-    StableDiffusion3Pipeline.from_pretrained(student, text_encoder_3=None, tokenizer_3=None)
-    protocol = read_protocol(student)
-    assert protocol is not None and (protocol.sampler, protocol.eta, protocol.guided) == ("cps", 0.9, False)
-    assert protocol.call_arguments == {"max_sequence_length": 0}
-    record, base = read_training(student)
-    assert base == pipeline_folder.name
-    assert record.method == "rtdmd" and record.rewards == ["redness", "judge"] and record.image_free
-    seen = read_prompts(prompt_file)
-    assert record.prompts_digest == seen.digest
-    assert trained_on(student, seen) == [prompt.id for prompt in seen.prompts]
-    unseen = PromptSet("unseen", (Prompt(text="nobody trained on this", id="x"),))
-    assert trained_on(student, unseen) == []
-    state = torch.load(tmp_path / "run" / "checkpoint.pt", weights_only=True)
-    assert record.network_passes == state["passes"] > 0
-    base = load_file(next((pipeline_folder / "transformer").glob("*.safetensors")))
-    trained = load_file(next((student / "transformer").glob("*.safetensors")))
-    assert base.keys() == trained.keys() and trained["proj_out.weight"].dtype == torch.float16
-    assert any(not torch.equal(base[k].half(), trained[k]) for k in base)
-
-
-def test_a_distance_that_is_trained_on_is_listed_with_the_rewards_and_is_no_stop(
-    pipeline_folder: Path, prompt_file: Path, tmp_path: Path
-) -> None:
-    """A student trained on micro CLIP's features is not judged by micro CLIP as if it had never seen it."""
-    stage = {
-        "trainer": "dmd_lpips", "iterations": 1,
-        "settings": {
-            "batch_size": 2, "fake_score_updates": 1, "guidance_scale": 1.0,
-            "sampler": {"sampler": "euler", "num_inference_steps": 2},
-            "lpips": {"distance": "micro_perceptual", "batch_size": 2},
-            "teacher_samples": {"count": 2, "steps": 2, "folder": str(tmp_path / "samples")},
-        },
-    }  # fmt: skip
-    changes = {"stages": {"cold_start": {"iterations": 1}, "reinforce": {"iterations": 1}, "distil": stage}}
-    student = Loop("rtdmd", settings(pipeline_folder, prompt_file, **changes), tmp_path / "run").train()
-    record, _ = read_training(student)
-    assert record.rewards == ["redness", "judge", "micro_clip"]
-    stop = {"prompts": str(prompt_file), "metrics": ["micro_clip"], "stop": {"metric": "micro_clip"}}
-    with pytest.raises(UserError, match=r"canary\.stop\.metric 'micro_clip' is trained on"):
-        Loop("rtdmd", settings(pipeline_folder, prompt_file, canary=stop, **changes), tmp_path / "other")
-
-
-def test_the_export_is_the_ema(pipeline_folder: Path, prompt_file: Path, tmp_path: Path) -> None:
-    run = settings(pipeline_folder, prompt_file, export={"dtype": "float32"}, backbone={"training": "full"})
-    student = Loop("rtdmd", run, tmp_path / "run").train()
-    state = torch.load(tmp_path / "run" / "checkpoint.pt", weights_only=True)["trainer"]["student"]
-    trained = load_file(next((student / "transformer").glob("*.safetensors")))
-    assert any(torch.equal(state["average"][-1], tensor) for tensor in trained.values())
-    assert not any(torch.equal(state["parameters"][-1], tensor) for tensor in trained.values())
-
-
-@pytest.mark.parametrize("start", ["previous_ema", "previous"])
-def test_the_canary_and_the_next_stage_take_the_average_of_the_weights(
-    pipeline_folder: Path, prompt_file: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, start: str
-) -> None:
-    """Both ask for the EMA of stage I, 0.9 a + 0.1 w after every iteration, or for its last weights by name."""
-    run = settings(pipeline_folder, prompt_file, stages={"reinforce": {"student_from": start, "iterations": 1}})
-    loop = Loop("rtdmd", run, tmp_path / "run")
-    begun: dict[str, list[torch.Tensor]] = {}
-    trained: list[list[torch.Tensor]] = []
-    measured: list[list[torch.Tensor]] = []
-    make_trainer, step = loop._make_trainer, loop._step
-
-    def weights() -> list[torch.Tensor]:
-        return [p.detach().clone() for p in loop.backbone.parameters("student")]
-
-    def making(stage: str) -> Any:
-        begun[stage] = weights()
-        return make_trainer(stage)
-
-    def stepping(*arguments: Any) -> dict[str, float]:
-        logs = step(*arguments)
-        trained.append(weights())
-        return logs
-
-    def measuring(*_: Any) -> tuple[dict[str, float], dict[str, float]]:
-        measured.append(weights())
-        return {}, {}
-
-    monkeypatch.setattr(loop, "_make_trainer", making)
-    monkeypatch.setattr(loop, "_step", stepping)
-    monkeypatch.setattr(loop_module.Canary, "measure", measuring)
-    loop.train()
-    average = begun["cold_start"]
-    for raw in trained[:5]:
-        average = [0.9 * mean + 0.1 * now for mean, now in zip(average, raw, strict=True)]
-    expected = {"previous_ema": average, "previous": trained[4]}[start]
-    assert all(torch.allclose(*pair, atol=1e-7) for pair in zip(begun["reinforce"], expected, strict=True))
-    assert len(measured) == 3  # before the run, after stage I, after stage II
-    assert_same(measured[0], begun["cold_start"])
-    assert all(torch.allclose(*pair, atol=1e-7) for pair in zip(measured[1], average, strict=True))
-    assert max((a - b).abs().max() for a, b in zip(average, trained[4], strict=True)) > 1e-3
 
 
 def test_a_stage_ends_with_its_budget_of_passes(pipeline_folder: Path, prompt_file: Path, tmp_path: Path) -> None:

@@ -14,7 +14,7 @@ import pytest
 import torch
 
 from benchmarks.config import as_table, build
-from tests.trainers.test_loop import assert_same, log_lines, settings
+from tests.trainers.tiny_run import assert_same, log_lines, settings
 from trainers.config import RunConfig
 from trainers.loop import Loop
 from trainers.pause import Pause, Paused

@@ -21,7 +21,7 @@ from benchmarks.config import build
 from metrics.base import Batch, Prompt, UserError
 from tests.trainers.closed_form import ClosedFormMetric
 from tests.trainers.forked import forked
-from tests.trainers.test_loop import assert_same, log_lines
+from tests.trainers.tiny_run import assert_same, log_lines
 from trainers import canary as canary_module
 from trainers import learner
 from trainers import loop as loop_module

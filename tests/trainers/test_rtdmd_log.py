@@ -16,7 +16,7 @@ from typing import Any
 import pytest
 
 from benchmarks.config import build
-from tests.trainers.test_loop import log_lines
+from tests.trainers.tiny_run import log_lines
 from trainers.config import RunConfig, merge
 from trainers.loop import Loop
 

@@ -6,7 +6,7 @@ import torch
 
 from benchmarks.config import UserError, as_table, build, read_toml
 from tests.trainers.closed_form import reward_bank
-from tests.trainers.test_loop import assert_same, settings
+from tests.trainers.tiny_run import assert_same, settings
 from trainers import loop as loop_module
 from trainers import study as study_module
 from trainers.base import available, find

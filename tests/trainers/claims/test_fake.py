@@ -12,7 +12,7 @@ import pytest
 import benchmarks
 from benchmarks.workflow import Settings
 from tests.trainers.claims.fake import Benchmarks, Trainings, write_run
-from tests.trainers.test_loop import settings
+from tests.trainers.tiny_run import settings
 from trainers import run as run_module
 from trainers.checkpoint import LOG, SETTINGS
 from trainers.claims.record import STUDENT_RECORD, read_log

@@ -6,7 +6,7 @@ import torch
 from benchmarks.config import UserError, build
 from metrics.base import Prompt
 from tests.trainers.closed_form import FirstCoordinate, PointBackbone
-from tests.trainers.test_loop import assert_same
+from tests.trainers.tiny_run import assert_same
 from trainers.base import World
 from trainers.claims.gradient_probe import GradientProbe
 from trainers.rewards import RewardBank, RewardConfig
