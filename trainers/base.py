@@ -240,8 +240,13 @@ class RolesTrainer:
 
     @classmethod
     def trains_on_rewards(cls, config: Any) -> bool:
-        """Return whether a term of the loss under these settings knows the rewards, or only the canary does."""
-        return True
+        """Return whether a term of the loss under these settings knows the rewards, or only the canary does.
+
+        Boards call a metric held out by this word, so nobody says it for a method. Raises UserError where its class
+        does not."""
+        raise UserError(
+            f"trainer {cls.__name__} does not say whether it trains on rewards: give it trains_on_rewards(config)"
+        )
 
     @classmethod
     def trained_on(cls, config: Any) -> tuple[str, ...]:
@@ -282,6 +287,15 @@ class DistillationTrainer(RolesTrainer):
         self.roles = Roles(backbone, config.student, config.fake_score, config.ema, world, extra=extra)
         self.prompts_per_step = config.batch_size
         self._protocol = sampler.protocol(backbone.protocol())
+
+
+class RewardTrainer(RolesTrainer):
+    """What methods have in common that are nothing without rewards."""
+
+    @classmethod
+    def trains_on_rewards(cls, config: Any) -> bool:
+        """Return that every loss of theirs is made of them."""
+        return True
 
 
 class Trainer(Protocol):

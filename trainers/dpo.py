@@ -22,7 +22,7 @@ from benchmarks.config import config
 from benchmarks.protocol import Protocol
 from metrics.base import Prompt, UserError
 from trainers.backbones.base import Backbone
-from trainers.base import Logs, Roles, RolesTrainer, SamplerConfig, World, register
+from trainers.base import Logs, RewardTrainer, Roles, SamplerConfig, World, register
 from trainers.dmd import descend
 from trainers.flow import Prediction, RenoiseLaw, Velocity, interpolate, prediction_error
 from trainers.group_rollout import roll_out_groups
@@ -113,7 +113,7 @@ class DpoConfig:
 
 
 @register("dpo")
-class Dpo(RolesTrainer):
+class Dpo(RewardTrainer):
     """The trainer."""
 
     Config = DpoConfig

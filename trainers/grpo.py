@@ -28,7 +28,7 @@ from benchmarks.samplers import transition
 from metrics.base import Prompt, UserError
 from trainers import subgrpo
 from trainers.backbones.base import Backbone
-from trainers.base import Guidance, Logs, Roles, RolesTrainer, SamplerConfig, SdeSamplerConfig, World, register
+from trainers.base import Guidance, Logs, RewardTrainer, Roles, SamplerConfig, SdeSamplerConfig, World, register
 from trainers.flow import Velocity
 from trainers.group_rollout import GroupRollout, gathered_advantages, roll_out_groups
 from trainers.learner import EmaConfig, OptimiserConfig
@@ -166,7 +166,7 @@ class GrpoConfig:
 
 
 @register("grpo")
-class Grpo(RolesTrainer):
+class Grpo(RewardTrainer):
     """The trainer: an iteration is an epoch."""
 
     Config = GrpoConfig

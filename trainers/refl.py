@@ -26,7 +26,7 @@ from benchmarks.config import config
 from benchmarks.protocol import Protocol
 from metrics.base import Prompt, UserError
 from trainers.backbones.base import Backbone
-from trainers.base import Guidance, Logs, Roles, RolesTrainer, SamplerConfig, World, register
+from trainers.base import Guidance, Logs, RewardTrainer, Roles, SamplerConfig, World, register
 from trainers.dmd import X0_SOURCES, descend, fake_score_loss, last_step_x0
 from trainers.draws import Draws
 from trainers.flow import LevelAt, Prediction, RenoiseLaw, Velocity
@@ -168,7 +168,7 @@ class ReflConfig:
 
 
 @register("refl")
-class Refl(RolesTrainer):
+class Refl(RewardTrainer):
     """The trainer: nothing but the reward, and the regulariser where one is set."""
 
     Config = ReflConfig

@@ -17,7 +17,7 @@ from metrics import base as metrics_base
 from metrics.base import Prompt
 from tests.trainers.closed_form import PointBackbone
 from trainers import base as trainers_base
-from trainers.base import SamplerConfig, World, available, find
+from trainers.base import RolesTrainer, SamplerConfig, World, available, find
 from trainers.config import read_run
 from trainers.learner import EmaConfig, OptimiserConfig
 from trainers.rewards import RewardBank
@@ -82,6 +82,25 @@ def test_its_student_is_benchmarked_and_listed_like_a_built_ins(
     assert result.model.method == "ode_regression" and result.model.training is not None
     assert result.tasks[0].metrics["micro_clip"].status == "ok"
     assert "ode-regression-micro" in (tmp_path / "board" / "site" / "index.html").read_text(encoding="utf-8")
+
+
+@pytest.mark.usefixtures("installed")
+def test_rewards_that_only_its_canary_reads_were_not_trained_on(
+    pipeline_folder: Path, prompt_file: Path, tmp_path: Path
+) -> None:
+    watched = ('rewards=[{id = "micro_clip"}]', f"canary.prompts={prompt_file}")
+    run = read_run(EXAMPLE / "micro.toml", [*short(pipeline_folder, prompt_file), *watched, "benchmark="])
+    importlib.import_module(MODULE)
+    record, _ = read_training(train("ode_regression", run, tmp_path / "run"))
+    assert record is not None and record.rewards == [] and "micro_clip" in record.curves[-1]
+
+
+def test_a_trainer_that_does_not_say_whether_it_trains_on_rewards_is_asked_to() -> None:
+    class Silent(RolesTrainer):
+        pass
+
+    with pytest.raises(UserError, match="trainer Silent does not say whether it trains on rewards"):
+        Silent.trains_on_rewards(None)
 
 
 @pytest.mark.usefixtures("installed")

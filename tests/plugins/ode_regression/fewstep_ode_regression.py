@@ -45,6 +45,11 @@ class OdeRegression(RolesTrainer):
         self.roles = Roles(backbone, config.student, None, config.ema, world)
         self._protocol = config.sampler.protocol(backbone.protocol())
 
+    @classmethod
+    def trains_on_rewards(cls, config: OdeRegressionConfig) -> bool:
+        """Return that no term knows them: those of a run are for its canary."""
+        return False
+
     def step(self, prompts: Sequence[Prompt], iteration: int) -> Logs:
         """Make pairs with the teacher, and take one step of the student towards them."""
         c, networks = self.config, self.roles.networks(prompts, self.config.guidance_scale)
