@@ -4,7 +4,8 @@ DP-DMD's comparison for its first-step loss: diversity is left to a GAN term. Sa
 those of DP-DMD, and the gradient passes through every step of the student (nothing is cut).
 
 Source: DP-DMD's comparison rows, for which neither code nor weights are published: the two lambdas are those of DMD2,
-arXiv:2405.14867. The paper's row uses pictures; here that is `pictures`, and the default needs none.
+arXiv:2405.14867. DP-DMD's table calls its row not image-free; here that is a run with `pictures`. By default "real"
+is what the teacher draws, no picture comes from outside, and the run's record says image-free.
 """
 
 from benchmarks.config import config

@@ -7,7 +7,10 @@ its own: the student's whole rollout from the pairs' noise, with the graph of ev
 
 Source: DMD, arXiv:2311.18828, Sec. 3.3 and algorithm 1, with its weight for LPIPS; as one of DP-DMD's comparison
 rows, for which neither code nor weight is published. Departures: pictures are reduced to 512 pixels before they are
-compared; pairs come from the first prompts of the run.
+compared; pairs come from the first prompts of the run. DP-DMD's table calls its row not image-free. In a run's record
+the word is of pictures from outside, and here every picture that is compared is the teacher's or the student's: it
+says image-free. What the distance's own network once learnt from is no part of that; `trained_on` names the metrics
+that see by it.
 Axes: B samples, then any latent axes.
 """
 
