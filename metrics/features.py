@@ -120,22 +120,28 @@ class FeatureRunner:
     def run(self, images: Sequence[Image.Image] | Inputs, prompts: Sequence[Prompt]) -> Features:
         """Return the features of B RGB pictures (or of what `prepare` made of them) and their B prompts by key,
         without gradients."""
-        return self._run(images if isinstance(images, Mapping) else self.prepare(images), prompts)
+        return self._run(images if isinstance(images, Mapping) else self.prepare(images), prompts, {})
 
     def run_tensors(self, images_BCHW: Tensor, prompts: Sequence[Prompt]) -> Features:
         """Return the features by key, differentiable in images_BCHW (floats in [0, 1])."""
+        return self.run_tensors_beside(images_BCHW, [prompts])[0]
+
+    def run_tensors_beside(self, images_BCHW: Tensor, several: Sequence[Sequence[Prompt]]) -> list[Features]:
+        """Return what `run_tensors` does for each of several lists of prompts; what reads images alone runs once."""
         images_BCHW = images_BCHW.to(self.device)
         with exact_float32(self.device):
             inputs = self._prepare(lambda preprocessing: preprocessing.from_tensor(images_BCHW))
-        return self._run(inputs, prompts)
+        seen: dict[Any, Any] = {}
+        return [self._run(inputs, prompts, seen) for prompts in several]
 
     def _prepare(self, prepare: Callable[[Preprocessing], Any]) -> Inputs:
         wanted = {encoder.preprocessing(): None for encoder in self._encoders.values() if encoder.preprocessing}
         return {preprocessing: prepare(preprocessing) for preprocessing in wanted}
 
-    def _run(self, inputs: Inputs, prompts: Sequence[Prompt]) -> Features:
+    def _run(self, inputs: Inputs, prompts: Sequence[Prompt], seen: dict[Any, Any]) -> Features:
+        """seen: what each distinct forward returned for these images alone; it is added to."""
         inputs = {preprocessing: _to(prepared, self.device) for preprocessing, prepared in inputs.items()}
-        passes: dict[Any, Any] = {}  # what each distinct forward returned for this batch
+        of_batch: dict[Any, Any] = {}  # the same for the images with these prompts
         features: dict[str, Any] = {}
         with exact_float32(self.device):
             for key, encoder in self._encoders.items():
@@ -144,6 +150,7 @@ class FeatureRunner:
                     features[key] = self._texts.of(encoder.forward, encoder.pick, texts)
                     continue
                 name, arguments = _call(encoder, inputs, features, prompts)
+                passes = seen if encoder.reads == "image" else of_batch
                 if name not in passes:
                     passes[name] = encoder.forward(*arguments)
                 features[key] = encoder.pick(passes[name]) if encoder.pick else passes[name]

@@ -180,13 +180,21 @@ class LoadedMetric:
 
         Raises: UserError where the metric is not differentiable, shapes do not fit or a score is not finite.
         """
+        return self.rewards(images_BCHW, [prompts])[0]
+
+    def rewards(self, images_BCHW: Tensor, several: Sequence[Prompts]) -> list[Tensor]:
+        """Return what `reward` does, for each of several lists of prompts; the images are looked at once."""
         if not self.card.differentiable:
             raise UserError(f"{self.card.id} is not differentiable; call it on images, as a reward without gradient")
         if images_BCHW.ndim != 4 or images_BCHW.shape[1] != 3 or not images_BCHW.is_floating_point():
             shape, dtype = tuple(images_BCHW.shape), images_BCHW.dtype
             raise UserError(f"{self.card.id}: images {shape} {dtype}; pass floats in [0, 1] of shape [B, 3, H, W]")
-        batch = _batch(_pair(self.card.id, len(images_BCHW), prompts))
-        rows = self.metric.measure(self._runner.run_tensors(images_BCHW, batch.prompts), batch)
+        batches = [_batch(_pair(self.card.id, len(images_BCHW), prompts)) for prompts in several]
+        found = self._runner.run_tensors_beside(images_BCHW, [batch.prompts for batch in batches])
+        return [self._score(features, batch) for features, batch in zip(found, batches, strict=True)]
+
+    def _score(self, features: Features, batch: Batch) -> Tensor:
+        rows = self.metric.measure(features, batch)
         check_finite(self.card.id, rows, batch)
         score_B = rows["score"]
         assert isinstance(score_B, Tensor)

@@ -85,8 +85,7 @@ def srpo_scores(
     pick = roles.draws.rows(len(prompts), lambda n, own: torch.rand(n, 2, generator=own))
     positive = [c.positive[int(u * len(c.positive))] for u in pick[:, 0]]
     negative = [c.negative[int(u * len(c.negative))] for u in pick[:, 1]]
-    praised = rewards.score(images, prompts, only, positive)
-    dispraised = rewards.score(images, prompts, only, negative)
+    praised, dispraised = rewards.score_behind(images, prompts, only, [positive, negative])
     return {name: (1 + c.k) * praised[name] - dispraised[name] for name in only}
 
 

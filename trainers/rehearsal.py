@@ -139,6 +139,10 @@ class RehearsedReward:
         """Return the score [B], with gradient."""
         return images.mean(dim=(1, 2, 3))
 
+    def rewards(self, images: Tensor, several: Sequence[Sequence[Prompt]]) -> list[Tensor]:
+        """Return the score [B], with gradient, for each of several lists of prompts."""
+        return [self.reward(images, prompts) for prompts in several]
+
     def __call__(self, images: Tensor, prompts: Sequence[Prompt]) -> Tensor:
         """Return the score [B]."""
         return self.reward(images, prompts)

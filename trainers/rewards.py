@@ -74,19 +74,27 @@ class RewardBank:
             metric.check(prompts)
 
     def score(
-        self,
-        images: Tensor,
-        prompts: Sequence[Prompt],
-        only: Sequence[str] | None = None,
-        prefixes: Sequence[str] | None = None,
+        self, images: Tensor, prompts: Sequence[Prompt], only: Sequence[str] | None = None
     ) -> dict[str, Tensor]:
         """Return raw rewards [B] by metric id; differentiable ones carry the gradient of the images.
 
-        Higher is better in every one: a metric of the other direction is negated. only: ids, default all. prefixes:
-        one for each prompt, in place of the settings' `prompt_prefix`."""
+        Higher is better in every one: a metric of the other direction is negated. only: ids, default all."""
         chosen = [one for one in self.settings if only is None or one.id in only]
-        texts = {one.id: prefixes or [one.prompt_prefix] * len(prompts) for one in chosen}
-        return {one.id: self._score(one.id, images, _prefixed(prompts, texts[one.id])) for one in chosen}
+        prefixes = {one.id: [one.prompt_prefix] * len(prompts) for one in chosen}
+        return {one.id: self._score(one.id, images, _prefixed(prompts, prefixes[one.id])) for one in chosen}
+
+    def score_behind(
+        self, images: Tensor, prompts: Sequence[Prompt], only: Sequence[str], several: Sequence[Sequence[str]]
+    ) -> list[dict[str, Tensor]]:
+        """Return raw rewards [B] as `score` does, for each of several lists of prefixes, the images looked at once.
+
+        only: ids of differentiable ones. several: lists of a prefix for each prompt, in place of `prompt_prefix`."""
+        texts = [_prefixed(prompts, prefixes) for prefixes in several]
+        found = {name: self._metrics[name].rewards(images, texts) for name in only}
+        return [
+            {name: self._signed(name, scores[n].to(images.device)) for name, scores in found.items()}
+            for n in range(len(several))
+        ]
 
     def total(self, scores: Mapping[str, Tensor], only: Sequence[str] | None = None) -> Tensor:
         """Return R [B] of the rewards named in `only` (default: all)."""
@@ -99,14 +107,15 @@ class RewardBank:
 
     def _score(self, name: str, images: Tensor, prompts: Sequence[Prompt]) -> Tensor:
         metric = self._metrics[name]
-        differentiable = metric.card.differentiable
-        score = metric.reward(images, prompts) if differentiable else metric(images.detach(), prompts)
-        score = score.to(images.device)
-        if not differentiable:
-            self._scored[name] += len(score)
-            self._missing[name] += int(score.isnan().sum())
-            score = without_gaps(name, score, prompts, self.gather)
-        sign = 1 if metric.card.higher_is_better else -1
+        if metric.card.differentiable:
+            return self._signed(name, metric.reward(images, prompts).to(images.device))
+        score = metric(images.detach(), prompts).to(images.device)
+        self._scored[name] += len(score)
+        self._missing[name] += int(score.isnan().sum())
+        return self._signed(name, without_gaps(name, score, prompts, self.gather))
+
+    def _signed(self, name: str, score: Tensor) -> Tensor:
+        sign = 1 if self._metrics[name].card.higher_is_better else -1
         return sign * score.to(torch.promote_types(score.dtype, torch.float32))
 
     def take_missing(self) -> dict[str, float]:

@@ -78,6 +78,17 @@ def test_shared_preprocessing_encoders_and_prompts_run_once(counted: Counter[str
     assert counted["text"] == 2
 
 
+def test_images_are_seen_once_beside_several_prompts_and_pairs_each_time(counted: Counter[str]) -> None:
+    runner = FeatureRunner(["quiet:image", "quiet:text", "quiet:pair"])
+    pixels, others = torch.rand(3, 3, 8, 8), [Prompt(text=text) for text in ("a", "bb", "ccc")]
+    found = runner.run_tensors_beside(pixels, [PROMPTS, others])
+    assert (counted["image1.0"], counted["pair"]) == (1, 2)
+    for features_, prompts in zip(found, (PROMPTS, others), strict=True):
+        alone = runner.run_tensors(pixels, prompts)
+        assert all(torch.equal(features_[key], alone[key]) for key in alone)
+    assert found[1]["quiet:text"].flatten().tolist() == [1, 2, 3]
+
+
 def test_a_shared_forward_runs_once_and_each_output_is_picked(
     counted: Counter[str], noise_picture, monkeypatch: pytest.MonkeyPatch
 ) -> None:

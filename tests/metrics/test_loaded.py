@@ -102,6 +102,19 @@ def test_reward_climbs_along_its_gradient(noise_picture) -> None:
     assert torch.allclose(gained, predicted, rtol=0.05, atol=1e-6)
 
 
+def test_rewards_of_several_prompts_are_those_of_each_with_the_sum_of_their_gradients(noise_picture) -> None:
+    metric, others = metrics.load("toy_clip"), TEXTS[3:]
+    pixels = to_tensor([noise_picture(32, 32, seed) for seed in range(3)]).requires_grad_()
+    praised, dispraised = metric.rewards(pixels, [TEXTS[:3], others])
+    (together,) = torch.autograd.grad((1.1 * praised - dispraised).sum(), pixels)
+    apart = metric.reward(pixels, TEXTS[:3]), metric.reward(pixels, others)
+    (expected,) = torch.autograd.grad((1.1 * apart[0] - apart[1]).sum(), pixels)
+    assert torch.equal(praised, apart[0]) and torch.equal(dispraised, apart[1])
+    assert torch.allclose(together, expected, atol=1e-6) and expected.abs().max() > 1e-4
+    with pytest.raises(UserError, match="3 images, 2 prompts"):
+        metric.rewards(pixels, [TEXTS[:3], TEXTS[:2]])
+
+
 def test_group_metrics_return_each_images_share(pictures: list[Image.Image]) -> None:
     prompts = [TEXTS[0]] * 3 + [TEXTS[1]] * 3
     shares = LoadedMetric("toy_diversity", batch_size=2)(pictures, prompts)

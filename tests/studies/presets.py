@@ -75,6 +75,9 @@ class StandIn:
         lengths = [1 + len(prompt.text) % 7 for prompt in prompts]
         return images.mean(dim=(1, 2, 3)) * torch.tensor(lengths, dtype=images.dtype)
 
+    def rewards(self, images: Tensor, several: Sequence[Sequence[Prompt]]) -> list[Tensor]:
+        return [self.reward(images, prompts) for prompts in several]
+
     def __call__(self, images: Tensor, prompts: Sequence[Prompt]) -> Tensor:
         return self.reward(images, prompts).round(decimals=2)
 

@@ -48,6 +48,9 @@ class ClosedFormMetric:
     def reward(self, images: Tensor, prompts: Sequence[Prompt]) -> Tensor:
         return images[:, self._channel].mean(dim=(1, 2))
 
+    def rewards(self, images: Tensor, several: Sequence[Sequence[Prompt]]) -> list[Tensor]:
+        return [self.reward(images, prompts) for prompts in several]
+
     def __call__(self, images: Tensor, prompts: Sequence[Prompt]) -> Tensor:
         return (images[:, self._channel].mean(dim=(1, 2)) > 0.5).float()
 

@@ -69,10 +69,15 @@ class Reader(ClosedFormMetric):
     def __init__(self) -> None:
         super().__init__("x1", 0, True)
         self.read: list[str] = []
+        self.looks = 0  # at pictures, whatever number of texts they were held against
 
     def reward(self, images: Tensor, prompts: Sequence[Prompt]) -> Tensor:
         self.read += [prompt.text for prompt in prompts]
         return images[:, 0] * torch.tensor([float(len(prompt.text)) for prompt in prompts])
+
+    def rewards(self, images: Tensor, several: Sequence[Sequence[Prompt]]) -> list[Tensor]:
+        self.looks += 1
+        return super().rewards(images, several)
 
 
 def test_srpo_is_one_plus_k_praised_less_the_dispraised_reward() -> None:
@@ -81,6 +86,7 @@ def test_srpo_is_one_plus_k_praised_less_the_dispraised_reward() -> None:
     _, one = trainer(bank(metric), refl=ReflTerm(text="srpo", srpo=srpo))
     logs = one.step(PROMPTS, 0)
     praised, dispraised = metric.read[:16], metric.read[16:]
+    assert metric.looks == 1
     assert {text.split()[0] for text in praised} == {"++", "+"}
     assert dispraised == [f"- {prompt.text}" for prompt in PROMPTS]
     factors = [1.1 * len(a) - len(b) for a, b in zip(praised, dispraised, strict=True)]
