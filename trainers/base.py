@@ -279,14 +279,14 @@ class DistillationTrainer(RolesTrainer):
         config: Any,
         backbone: Backbone,
         world: World,
-        sampler: SamplerConfig,
+        protocol: SamplingProtocol,
         *,
         extra: Mapping[str, Sequence[nn.Parameter]] | None = None,
     ) -> None:
-        """config: has student, fake_score, ema and batch_size. sampler: the student's. extra: see `Roles`."""
+        """config: has student, fake_score, ema and batch_size. protocol: the student's. extra: see `Roles`."""
         self.roles = Roles(backbone, config.student, config.fake_score, config.ema, world, extra=extra)
         self.prompts_per_step = config.batch_size
-        self._protocol = sampler.protocol(backbone.protocol())
+        self._protocol = protocol
 
 
 class RewardTrainer(RolesTrainer):

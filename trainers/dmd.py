@@ -25,7 +25,7 @@ from trainers.learner import EmaConfig, Learner, OptimiserConfig
 from trainers.renoised import renoised_rollout
 from trainers.rewards import RewardBank
 from trainers.rollout import Step, rollout
-from trainers.schedules import Schedule, laid_out
+from trainers.schedules import StudentSampling
 
 Normaliser = Literal["x0_teacher", "xt_teacher", "none"]
 
@@ -134,11 +134,10 @@ def descend(role: str, learner: Learner, losses: Mapping[str, Tensor]) -> Logs:
 
 
 @config
-class DmdConfig:
+class DmdConfig(StudentSampling):
     """Settings of the baseline."""
 
     sampler: SamplerConfig = SamplerConfig()
-    student_schedule: Schedule = "explicit_shift"  # of the student's levels: those of `sampler`
     guidance_scale: Guidance = 5.0  # of the teacher; 1 = off
     batch_size: int = 32  # prompts per iteration and process
     fake_score_updates: int = 2  # R, per student update
@@ -177,7 +176,7 @@ class Dmd(DistillationTrainer):
         extra: Mapping[str, Sequence[nn.Parameter]] | None = None,
     ) -> None:
         """extra: more parameters of "student" or "fake_score", trained by its optimiser."""
-        super().__init__(config, backbone, world, laid_out(config.sampler, config.student_schedule), extra=extra)
+        super().__init__(config, backbone, world, config.student_protocol(backbone.protocol()), extra=extra)
         self.config = config
 
     def step(self, prompts: Sequence[Prompt], iteration: int) -> Logs:

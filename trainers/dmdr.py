@@ -42,10 +42,11 @@ from trainers.refl import ReflTerm, check_refl, refl_losses
 from trainers.renoised import Simulated, Simulation, renoised_rollout
 from trainers.rewards import RewardBank, RunningStatistics, reward_logs
 from trainers.rt_dm import RtDmConfig, reward_weights
+from trainers.schedules import StudentSampling
 
 
 @config
-class DmdrConfig:
+class DmdrConfig(StudentSampling):
     """Settings of DMDR; a run's stages differ in `phase` and whatever else they set."""
 
     phase: Literal["dmd", "rt_dm", "joint", "rl_only"] = "dmd"
@@ -120,7 +121,7 @@ class Dmdr(RolesTrainer):
         if c.rl == "srpo":
             c = replace(c, rl="refl", refl=replace(c.refl, text="srpo"))
         self.config = c
-        self._protocol = c.sampler.protocol(backbone.protocol())
+        self._protocol = c.student_protocol(backbone.protocol())
         self._stochastic = replace(self._protocol, sampler="cps", eta=c.rl_eta)
         self._check(c, rewards, backbone)
         kept = {"refl": c.refl.regulariser != "none", "dpo": True, "grpo": c.grpo.kl_weight > 0}[c.rl]

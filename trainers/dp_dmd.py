@@ -29,13 +29,13 @@ from trainers.flow import Prediction, RenoiseLaw
 from trainers.learner import EmaConfig, OptimiserConfig
 from trainers.rewards import RewardBank
 from trainers.rollout import Step, rollout
-from trainers.schedules import Schedule, laid_out
+from trainers.schedules import Schedule, StudentSampling
 
 ONE_LEVEL = RenoiseLaw(low=0.003, high=1.0, shift=3.0, per="batch")
 
 
 @config
-class DpDmdRecipe:
+class DpDmdRecipe(StudentSampling):
     """What DP-DMD and the methods that it is compared with have in common."""
 
     sampler: SamplerConfig = SamplerConfig(sampler="euler", shift=3.0)
@@ -75,7 +75,7 @@ class DpDmd(DistillationTrainer):
     Config = DpDmdConfig
 
     def __init__(self, config: DpDmdConfig, backbone: Backbone, rewards: RewardBank, world: World) -> None:
-        super().__init__(config, backbone, world, laid_out(config.sampler, config.student_schedule))
+        super().__init__(config, backbone, world, config.student_protocol(backbone.protocol()))
         config.first_step.check(self._protocol)
         self.config = config
 

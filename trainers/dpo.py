@@ -28,6 +28,7 @@ from trainers.flow import Prediction, RenoiseLaw, Velocity, interpolate, predict
 from trainers.group_rollout import roll_out_groups
 from trainers.learner import EmaConfig, OptimiserConfig
 from trainers.rewards import RewardBank, reward_logs
+from trainers.schedules import StudentSampling
 
 
 @config
@@ -103,7 +104,7 @@ def follow(roles: Roles, c: DpoTerm) -> None:
 
 
 @config
-class DpoConfig:
+class DpoConfig(StudentSampling):
     """Settings of training by preferences alone."""
 
     sampler: SamplerConfig = SamplerConfig()
@@ -124,7 +125,7 @@ class Dpo(RewardTrainer):
         self.config, self.rewards = config, rewards
         self.roles = Roles(backbone, config.student, None, config.ema, world, reference=True)
         self.prompts_per_step = config.dpo.groups
-        self._protocol = config.sampler.protocol(backbone.protocol())
+        self._protocol = config.student_protocol(backbone.protocol())
 
     def step(self, prompts: Sequence[Prompt], iteration: int) -> Logs:
         """Sample groups, take the best and the worst of each, and take one step."""

@@ -34,6 +34,7 @@ from trainers.group_rollout import GroupRollout, gathered_advantages, roll_out_g
 from trainers.learner import EmaConfig, OptimiserConfig
 from trainers.rewards import RewardBank, reward_logs
 from trainers.rollout import Step
+from trainers.schedules import StudentSampling
 
 KlDivisor = Literal["variance", "flow_grpo"]
 
@@ -149,7 +150,7 @@ def kl_to_reference(step: Step, reference: Velocity, protocol: Protocol, divisor
 
 
 @config
-class GrpoConfig:
+class GrpoConfig(StudentSampling):
     """Settings of training by relative rewards alone."""
 
     sampler: SdeSamplerConfig = SdeSamplerConfig(sampler="renoise")
@@ -173,9 +174,9 @@ class Grpo(RewardTrainer):
 
     def __init__(self, config: GrpoConfig, backbone: Backbone, rewards: RewardBank, world: World) -> None:
         self.config, self.rewards, self.world = config, rewards, world
-        self._rollout = config.sampler.protocol(backbone.protocol())
-        use = config.inference or config.sampler
-        self._protocol = replace(use.protocol(backbone.protocol()), guidance_scale=config.student_guidance)
+        base = backbone.protocol()
+        self._rollout, use = config.student_protocol(base), config.student_protocol(base, config.inference)
+        self._protocol = replace(use, guidance_scale=config.student_guidance)
         check_grpo(self._rollout, rewards)
         self.roles = Roles(
             backbone, config.student, None, config.ema, world,

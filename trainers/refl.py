@@ -33,6 +33,7 @@ from trainers.flow import LevelAt, Prediction, RenoiseLaw, Velocity
 from trainers.learner import EmaConfig, OptimiserConfig
 from trainers.rewards import RewardBank, reward_logs
 from trainers.rollout import rollout
+from trainers.schedules import StudentSampling
 
 
 @config
@@ -143,7 +144,7 @@ def check_refl(c: ReflTerm, rewards: RewardBank) -> None:
 
 
 @config
-class ReflConfig:
+class ReflConfig(StudentSampling):
     """Settings of training by the reward alone."""
 
     sampler: SamplerConfig = SamplerConfig()
@@ -181,7 +182,7 @@ class Refl(RewardTrainer):
             reference=regularised, student_guidance=config.student_guidance,
         )  # fmt: skip
         self.prompts_per_step = config.batch_size
-        self._protocol = replace(config.sampler.protocol(backbone.protocol()), guidance_scale=config.student_guidance)
+        self._protocol = replace(config.student_protocol(backbone.protocol()), guidance_scale=config.student_guidance)
         last_step = partial(last_step_x0, first=config.first_step)
         self._generate = last_step if config.x0_source == "last_step" else X0_SOURCES[config.x0_source]
 

@@ -40,6 +40,7 @@ from trainers.learner import EmaConfig, OptimiserConfig
 from trainers.reinforce import Epoch, ReinforceConfig, check_reinforce
 from trainers.rewards import RewardBank, reward_logs
 from trainers.rollout import Step, replay, rollout
+from trainers.schedules import StudentSampling
 
 
 @config
@@ -56,7 +57,7 @@ class ColdStartConfig:
 
 
 @config
-class RtdmdConfig:
+class RtdmdConfig(StudentSampling):
     """Settings of RTDMD; a run's stages differ in `phase` and whatever else they set."""
 
     phase: Literal["cold_start", "reinforce"] = "cold_start"
@@ -85,7 +86,7 @@ class Rtdmd(RolesTrainer):
     def __init__(self, config: RtdmdConfig, backbone: Backbone, rewards: RewardBank, world: World) -> None:
         self.config, self.backbone, self.rewards, self.world = config, backbone, rewards, world
         self.roles = Roles(backbone, config.student, config.fake_score, config.ema, world)
-        self._protocol = config.sampler.protocol(backbone.protocol())
+        self._protocol = config.student_protocol(backbone.protocol())
         config.dp_first_step.check(self._protocol)
         self._levels = sigma_grid(self._protocol)
         self._last = len(self._levels) - 1  # K

@@ -7,16 +7,19 @@
 
 The second is what `FlowMatchEulerDiscreteScheduler.set_timesteps(n)` lays in diffusers: between ends that are shifted
 already, then shifted again. Its last level lies next to 0 (k = 3, n = 4: .8577, .6022, .0089), so that the last of
-few steps has nearly nothing to do. DP-DMD's authors train and evaluate on it.
+few steps has nearly nothing to do. DP-DMD's authors train and evaluate on it. Any method's student is given it by
+`student_schedule`: the settings of every method are a `StudentSampling`.
 """
 
 from collections.abc import Sequence
 from dataclasses import replace
 from typing import Literal
 
+from benchmarks.config import config
+from benchmarks.protocol import Protocol
 from benchmarks.samplers import shifted
 from metrics.base import UserError
-from trainers.base import SamplerConfig
+from trainers.base import SdeSamplerConfig
 
 Schedule = Literal["explicit_shift", "diffusers_n"]
 TRAIN_LEVELS = 1000  # of the models' own noise schedule; its lowest level is 1 / TRAIN_LEVELS
@@ -30,11 +33,28 @@ def step_levels(schedule: Schedule, steps: int, shift: float) -> tuple[float, ..
     return tuple(shifted(1 - (1 - low) * k / max(1, steps - 1), shift) for k in range(steps))
 
 
-def laid_out(sampler: SamplerConfig, schedule: Schedule) -> SamplerConfig:
+@config
+class StudentSampling:
+    """What the settings of every method say of how its student samples, in training rollouts and in use."""
+
+    sampler: SdeSamplerConfig = SdeSamplerConfig()
+    student_schedule: Schedule = "explicit_shift"  # of the student's levels: those of `sampler`
+
+    def student_protocol(self, base: Protocol, sampler: SdeSamplerConfig | None = None) -> Protocol:
+        """Return the base model's protocol with the student's sampler, on the levels of its schedule.
+
+        sampler: another one than `sampler`. Raises UserError where the settings contradict each other."""
+        return laid_out(sampler or self.sampler, self.student_schedule).protocol(base)
+
+
+def laid_out(sampler: SdeSamplerConfig, schedule: Schedule) -> SdeSamplerConfig:
     """Return the student's sampler on the schedule's levels. Raises UserError where it has levels of its own."""
     if schedule == "explicit_shift":
         return sampler
     if sampler.sigmas:
-        raise UserError("trainer.sampler.sigmas contradicts trainer.student_schedule = diffusers_n: set one of them")
+        raise UserError(
+            f'trainer.student_schedule = "{schedule}" lays the levels of the student\'s sampler, which has sigmas of '
+            "its own: leave one of them out"
+        )
     sigmas: Sequence[float] = step_levels(schedule, sampler.num_inference_steps, sampler.shift)
     return replace(sampler, sigmas=tuple(sigmas), shift=1.0)

@@ -38,10 +38,11 @@ from trainers.flow import Velocity, eps_from_v, subinterval, x0_from_v
 from trainers.learner import EmaConfig, OptimiserConfig
 from trainers.rewards import RewardBank
 from trainers.rollout import Step, rollout
+from trainers.schedules import StudentSampling
 
 
 @config
-class TdmConfig:
+class TdmConfig(StudentSampling):
     """Settings of TDM."""
 
     sampler: SamplerConfig = SamplerConfig(sampler="euler")
@@ -130,7 +131,7 @@ class Tdm(DistillationTrainer):
     Config = TdmConfig
 
     def __init__(self, config: TdmConfig, backbone: Backbone, rewards: RewardBank, world: World) -> None:
-        super().__init__(config, backbone, world, config.sampler)
+        super().__init__(config, backbone, world, config.student_protocol(backbone.protocol()))
         self.config = config
         _check_levels(sigma_grid(self._protocol), config)
 

@@ -171,7 +171,7 @@ def test_contradictory_settings_are_named(table: dict[str, Any], message: str) -
 
 
 def test_levels_of_the_students_own_contradict_the_schedule() -> None:
-    with pytest.raises(UserError, match=r"trainer.sampler.sigmas contradicts"):
+    with pytest.raises(UserError, match=r"trainer.student_schedule"):
         trainer_of(student_schedule="diffusers_n")
 
 

@@ -4,18 +4,16 @@ from collections.abc import Callable
 
 import pytest
 import torch
-from diffusers import FlowMatchEulerDiscreteScheduler
 from torch import Tensor
 
 from benchmarks import vp
 from benchmarks.config import UserError, build
 from benchmarks.protocol import Protocol
-from benchmarks.samplers import Level, euler, sigma_grid
+from benchmarks.samplers import Level, euler
 from tests.trainers.closed_form import gaussian_velocity
-from trainers.base import Networks, SamplerConfig
+from trainers.base import Networks
 from trainers.first_step import FirstStepConfig, first_step_loss, teacher_anchor
 from trainers.flow import eps_from_v, x0_from_v
-from trainers.schedules import laid_out, step_levels
 
 TEACHER = gaussian_velocity(0.4, 0.8)
 FOUR_STEPS = Protocol(sampler="euler", num_inference_steps=4)
@@ -29,32 +27,10 @@ def networks(student: Callable[[Tensor, Level], Tensor]) -> Networks:
     return Networks(student=student, fake_score=TEACHER, teacher=TEACHER)
 
 
-@pytest.mark.parametrize("shift", [1.0, 3.0, 5.0])
-@pytest.mark.parametrize("steps", [1, 4, 30])
-def test_diffusers_n_is_the_stock_schedulers_grid(steps: int, shift: float) -> None:
-    scheduler = FlowMatchEulerDiscreteScheduler(shift=shift)
-    scheduler.set_timesteps(steps)
-    assert step_levels("diffusers_n", steps, shift) == pytest.approx(scheduler.sigmas.tolist()[:-1], abs=1e-6)
-
-
-def test_explicit_shift_is_the_protocols_own_grid() -> None:
-    protocol = Protocol(sampler="euler", num_inference_steps=4, shift=3.0)
-    assert [*step_levels("explicit_shift", 4, 3.0), 0.0] == pytest.approx(sigma_grid(protocol))
-
-
 @pytest.mark.parametrize(("k_anchor", "level"), [(1, 0.988), (3, 0.963), (5, 0.935), (10, 0.851), (30, 0.0)])
 def test_anchor_levels_of_thirty_steps_at_shift_3(k_anchor: int, level: float) -> None:
     levels = FirstStepConfig(k_anchor=k_anchor, shift=3.0).levels(1.0)
     assert levels[0] == 1 and len(levels) == k_anchor + 1 and levels[-1] == pytest.approx(level, abs=5e-4)
-
-
-def test_students_grid_is_carried_as_sigmas_and_levels_of_its_own_contradict_it() -> None:
-    laid = laid_out(SamplerConfig(sampler="euler", shift=3.0), "diffusers_n").protocol(Protocol())
-    assert sigma_grid(laid) == pytest.approx([1, 0.8577, 0.6022, 0.0089, 0], abs=1e-4)
-    own = SamplerConfig(sampler="euler", sigmas=(1.0, 0.75, 0.5, 0.25))
-    assert laid_out(own, "explicit_shift") is own
-    with pytest.raises(UserError, match=r"trainer.sampler.sigmas contradicts trainer.student_schedule"):
-        laid_out(own, "diffusers_n")
 
 
 @pytest.mark.parametrize("k_anchor", [1, 5, 30])
