@@ -11,7 +11,7 @@ from safetensors.torch import load_file
 
 from benchmarks.config import UserError, as_table, build
 from benchmarks.models import read_training
-from metrics.base import Prompt, make
+from metrics.base import make
 from tests.trainers.tiny_run import assert_same, killed_at, log_lines, settings
 from trainers import canary as canary_module
 from trainers import loop as loop_module
@@ -19,7 +19,6 @@ from trainers.checkpoint import load_state
 from trainers.config import RunConfig, merge, read_run
 from trainers.loop import Loop
 from trainers.pause import Paused
-from trainers.prompts import PromptStream
 from trainers.rewards import load_rewards
 
 pytestmark = pytest.mark.usefixtures("closed_form_rewards")
@@ -206,30 +205,6 @@ def test_a_rehearsal_draws_nothing_that_the_run_would(
 def test_run_config_refuses_what_makes_no_sense(table: dict[str, Any], message: str) -> None:
     with pytest.raises(UserError, match=message):
         build(RunConfig, {"name": "x", "backbone": {"path": "p"}, **table}, "x.toml")
-
-
-def stream_of(categories: dict[str, int], seed: int = 0) -> PromptStream:
-    prompts = [Prompt(text=f"{c} {n}", category=c) for c, count in categories.items() for n in range(count)]
-    return PromptStream(prompts, "category", seed)
-
-
-def test_prompt_stream_is_balanced_complete_and_never_repeats_within_a_batch() -> None:
-    stream = stream_of({"few": 3, "many": 30})
-    batches = [stream.take(6) for _ in range(20)]
-    assert all(len({p.text for p in batch}) == 6 for batch in batches)
-    assert all(2 <= sum(p.category == "few" for p in batch) <= 4 for batch in batches)
-    assert {p.text for batch in batches[:12] for p in batch} == {f"few {n}" for n in range(3)} | {
-        f"many {n}" for n in range(30)
-    }
-
-
-def test_prompt_stream_continues_from_its_position() -> None:
-    one, two = stream_of({"a": 7, "b": 5}), stream_of({"a": 7, "b": 5})
-    for _ in range(5):
-        one.take(4)
-    two.position = one.position
-    assert [one.take(4) for _ in range(9)] == [two.take(4) for _ in range(9)]
-    assert stream_of({"a": 50}, seed=1).take(10) != stream_of({"a": 50}).take(10)
 
 
 PLAIN = {"iterations": 2, "trainer": "dmd", "settings": {"batch_size": 2}}

@@ -1,4 +1,4 @@
-"""What stages are trained on: prompts of their own, in one stream where they share them."""
+"""What a run is trained on: a stream of prompts, and stages with prompts of their own."""
 
 from collections.abc import Mapping, Sequence
 from pathlib import Path
@@ -19,8 +19,33 @@ from trainers.config import RunConfig, merge
 from trainers.dmd import Dmd
 from trainers.loop import Loop
 from trainers.pause import Paused
+from trainers.prompts import PromptStream
 from trainers.refl import Refl
 from trainers.rewards import RewardBank
+
+
+def stream_of(categories: dict[str, int], seed: int = 0) -> PromptStream:
+    prompts = [Prompt(text=f"{c} {n}", category=c) for c, count in categories.items() for n in range(count)]
+    return PromptStream(prompts, "category", seed)
+
+
+def test_prompt_stream_is_balanced_complete_and_never_repeats_within_a_batch() -> None:
+    stream = stream_of({"few": 3, "many": 30})
+    batches = [stream.take(6) for _ in range(20)]
+    assert all(len({p.text for p in batch}) == 6 for batch in batches)
+    assert all(2 <= sum(p.category == "few" for p in batch) <= 4 for batch in batches)
+    assert {p.text for batch in batches[:12] for p in batch} == {f"few {n}" for n in range(3)} | {
+        f"many {n}" for n in range(30)
+    }
+
+
+def test_prompt_stream_continues_from_its_position() -> None:
+    one, two = stream_of({"a": 7, "b": 5}), stream_of({"a": 7, "b": 5})
+    for _ in range(5):
+        one.take(4)
+    two.position = one.position
+    assert [one.take(4) for _ in range(9)] == [two.take(4) for _ in range(9)]
+    assert stream_of({"a": 50}, seed=1).take(10) != stream_of({"a": 50}).take(10)
 
 
 @pytest.fixture
