@@ -51,7 +51,8 @@ class BackboneConfig:
     kind: str = "sd3"
     path: str  # folder of the base model in diffusers layout
     # What the student starts from instead of the base: a folder of the same kind, or safetensors with all weights of
-    # its network. Adapters then lie on that network, which is held beside the base. "" = the base
+    # its network. Adapters then lie on that network, which is held beside the base: LoRA roles take at most 1.2 times
+    # two base models, not one. "" = the base
     student_path: str = ""
     name: str = ""  # of the base, as boards list it: what a student is held against; "" = its folder's
     resolution: int = 0  # pixels of a side; 0 = the folder's own
