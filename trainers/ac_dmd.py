@@ -12,20 +12,29 @@ level t of [s, 1], and the gradient compares where each of them would bring it b
 Source: RTDMD, stage I, and its authors' code where the two differ: the kernel is the exact one (the printed sigma
 breaks the marginals; `kernel = "paper"` keeps it for study), the fake score predicts the full path's velocity.
 At s = 0 all this is plain DMD. Two independent draws x'' make L_c unbiased: it is no mean square and may be negative.
+Switches of that code that none of its configs turns: `anchor = "fixed_boundary"`, where a step that begins above the
+level t_b of the student's grid is followed down to it, and any other is noised where it stands, each by one CPS(eta)
+move; `weighting = "none"`, a plain (v_fake - u)^2; x'' at the end of several moves, with a gradient through them.
 Axes: B samples, then any latent axes; levels are floats or [B, 1, ...].
 """
 
+from collections.abc import Sequence
+from contextlib import nullcontext
+from itertools import pairwise
 from typing import Literal
 
 import torch
 from torch import Tensor
 
-from benchmarks.config import config
+from benchmarks.config import UserError, config
 from benchmarks.samplers import Level, Transition, cps
 from trainers.dmd import Normaliser, dmd_gradient, dmd_loss
 from trainers.draws import Noise
 from trainers.flow import Kernel, Velocity, subinterval
 from trainers.rollout import Step
+
+Anchor = Literal["next_sigma", "fixed_boundary", "x0_full"]
+NEXT_TO_DATA = 1e-6  # a level; from 0 there is no move
 
 
 @config
@@ -35,9 +44,15 @@ class AcDmdConfig:
     gamma: float = 0.01  # γ of the consistency loss; 0 = A-DMD
     consistency_samples: Literal[1, 2] = 2  # reverse samples; 1 = mean square
     consistency_transition: Literal["cps", "ancestral"] = "cps"  # ancestral: unbiased for a Gaussian
-    max_gap: float = 0.2  # t - t'' ~ U(0, max_gap]
+    consistency_num_steps: int = 1  # moves from x_t to x'', one after the other
+    consistency_stopgrad: bool = True  # false: the moves carry the gradient of their own predictions
+    max_gap: float = 0.2  # a move leads from t to t - U(0, max_gap]
+    weighting: Literal["capped", "none"] = "capped"  # of L_fake: min(1, 10 sigma^2), or 1
     kernel: Kernel = "exact"
-    anchor: Literal["next_sigma", "x0_full"] = "next_sigma"  # x0_full: s = 0 at every step, as DMD2
+    # s = t_k, at the noisy end of step k; min(t_{k-1}, t_b), the code's start_mode fixed_boundary, which is never 0;
+    # or 0 at every step, as DMD2
+    anchor: Anchor = "next_sigma"
+    boundary: int = 2  # b of fixed_boundary: the level that step b + 1 begins at
     normaliser: Normaliser = "x0_teacher"
     low: float = 0.02  # bounds of t
     high: float = 0.98
@@ -45,15 +60,41 @@ class AcDmdConfig:
     def __post_init__(self) -> None:
         if self.gamma < 0 or not 0 < self.max_gap <= 1:
             raise ValueError("gamma must be at least 0 and max_gap in (0, 1]")
+        if self.consistency_num_steps < 1 or self.boundary < 1:
+            raise ValueError("consistency_num_steps and boundary must be at least 1")
+        if self.boundary != 2 and self.anchor != "fixed_boundary":
+            raise ValueError(f'boundary is of anchor = "fixed_boundary": anchor = "{self.anchor}" has none')
         if not 0 < self.low < self.high < 1:
             raise ValueError("low and high must satisfy 0 < low < high < 1")
         if self.normaliser == "xt_teacher":
             raise ValueError("normaliser xt_teacher is plain DMD's; AC-DMD knows x0_teacher and none")
 
+    def check(self, levels: Sequence[float], eta: float) -> None:
+        """Raise UserError where the student's levels t_0 .. t_K and its sampler leave a fixed boundary no meaning."""
+        if self.anchor != "fixed_boundary":
+            return
+        if self.boundary > len(levels) - 2:
+            raise UserError(
+                f'trainer.ac_dmd.anchor = "fixed_boundary": of the {len(levels) - 1} steps of the student none begins'
+                f" at level {self.boundary}, counted from 0: set trainer.ac_dmd.boundary, or take more steps"
+            )
+        if eta == 0:
+            raise UserError(
+                'trainer.ac_dmd.anchor = "fixed_boundary" needs a stochastic sampler: without noise the steps from '
+                "the boundary on would stay where they begin, and learn nothing"
+            )
 
-def anchor_sample(step: Step, anchor: Literal["next_sigma", "x0_full"]) -> tuple[Tensor, float]:
-    """Return (x_s, s) of a student step: its noisy end, or its x0-prediction."""
-    return (step.x_next, step.t_next) if anchor == "next_sigma" else (step.x0, 0.0)
+
+def anchor_sample(
+    step: Step, levels: Sequence[float], eta: float, c: AcDmdConfig, draws: Noise
+) -> tuple[Tensor, float]:
+    """Return (x_s, s) of a student's step over its levels t_0 .. t_K; see `AcDmdConfig.anchor`.
+
+    Noise is drawn for a fixed boundary alone."""
+    if c.anchor == "fixed_boundary":
+        s = min(step.t, levels[c.boundary])
+        return cps(step.x_t, step.v, step.t, s, eta).sample(draws.normal_like(step.x_t)), s
+    return (step.x_next, step.t_next) if c.anchor == "next_sigma" else (step.x0, 0.0)
 
 
 def renoise_level(s: float, x: Tensor, config: AcDmdConfig, draws: Noise) -> Tensor:
@@ -76,33 +117,58 @@ def fake_score_loss(fake_score: Velocity, x_s: Tensor, s: float, eta: float, c: 
     # 2. Match the velocity; the weight, min(1, 10 sigma^2), tames the target where the interval is short
     v = fake_score(x_t, t)
     u = velocity_target(x_s, noise, s, t, sigma)
-    loss = (torch.as_tensor(10 * sigma**2).clamp(max=1) * (v - u) ** 2).mean()
+    weight = torch.as_tensor(10 * sigma**2).clamp(max=1) if c.weighting == "capped" else 1.0
+    loss = (weight * (v - u) ** 2).mean()
     # 3. Tie its predictions at neighbouring levels together
     if c.gamma > 0:
-        t_near = (t - draws.uniform(0.001, c.max_gap, x_t)).clamp(min=0)
-        loss = loss + c.gamma * consistency_loss(fake_score, x_t, v, t, t_near, eta, c, draws)
+        loss = loss + c.gamma * consistency_loss(fake_score, x_t, v, levels_below(t, c, draws), eta, c, draws)
     return loss
+
+
+def levels_below(t: Tensor, c: AcDmdConfig, draws: Noise) -> list[Tensor]:
+    """Return t and the levels that the consistency moves lead to, each below the one before and none below 0."""
+    levels = [t]
+    for left in reversed(range(c.consistency_num_steps)):
+        lowest = NEXT_TO_DATA if left else 0
+        levels.append((levels[-1] - draws.uniform(0.001, c.max_gap, t)).clamp(min=lowest))
+    return levels
 
 
 def consistency_loss(
     fake_score: Velocity,
     x_t: Tensor,
     v: Tensor,
-    t: Level,
-    t_near: Level,
+    levels: Sequence[Level],
     eta: float,
     c: AcDmdConfig,
     draws: Noise,
 ) -> Tensor:
-    """Return L_c between t and t_near < t; v = fake_score(x_t, t) with its graph.
+    """Return L_c between the first and the last of the levels t > ... > t''; v = fake_score(x_t, t) with its graph.
 
-    Gradient flows through every h, none through the moves that lead from x_t to the samples at t_near."""
+    Gradient flows through every h; with `consistency_stopgrad` none through the moves from x_t to the samples x''."""
+    t, t_near = levels[0], levels[-1]
     h = x_t - t * v
-    with torch.no_grad():
-        move = cps(x_t, v, t, t_near, eta) if c.consistency_transition == "cps" else ancestral(x_t, v, t, t_near)
-        samples = [move.sample(draws.normal_like(x_t)) for _ in range(c.consistency_samples)]
+    with torch.no_grad() if c.consistency_stopgrad else nullcontext():
+        samples = [moved(fake_score, x_t, v, levels, eta, c, draws) for _ in range(c.consistency_samples)]
     errors = [x - t_near * fake_score(x, t_near) - h for x in samples]
     return (errors[0] * errors[-1]).mean()
+
+
+def moved(
+    fake_score: Velocity,
+    x: Tensor,
+    v: Tensor,
+    levels: Sequence[Level],
+    eta: float,
+    c: AcDmdConfig,
+    draws: Noise,
+) -> Tensor:
+    """Return a draw x'' of one reverse move after the other through the levels, from x with its velocity v."""
+    for n, (t, t_next) in enumerate(pairwise(levels)):
+        v = fake_score(x, t) if n else v
+        move = cps(x, v, t, t_next, eta) if c.consistency_transition == "cps" else ancestral(x, v, t, t_next)
+        x = move.sample(draws.normal_like(x))
+    return x
 
 
 def ancestral(x_t: Tensor, v: Tensor, t: Level, t_near: Level) -> Transition:

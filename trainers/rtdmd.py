@@ -90,6 +90,7 @@ class Rtdmd(RolesTrainer):
         config.dp_first_step.check(self._protocol)
         self._levels = sigma_grid(self._protocol)
         self._last = len(self._levels) - 1  # K
+        config.ac_dmd.check(self._levels, config.sampler.cps_eta)
         if config.phase == "reinforce":
             check_reinforce(config.reinforce, config.sampler.cps_eta, self._last - 1, rewards)
         self.prompts_per_step = (
@@ -134,7 +135,7 @@ class Rtdmd(RolesTrainer):
         # 3. Keep the fake score on the student's distribution
         logs = reward_logs(scores, self.world.gather)
         if c.dm_steps != "none":
-            logs |= self._update_fake_score(networks, *self._anchor(steps[k_dm]))
+            logs |= self._update_fake_score(networks, *self._anchor(steps[k_dm], self.roles.draws))
         # 4. Advantages within the groups; images of groups without contrast are dropped
         advantage_B, kept_B, share = self._advantages(scores, len(members))
         subset_BK = subset_PK.repeat_interleave(c.group_size, dim=0)
@@ -160,9 +161,8 @@ class Rtdmd(RolesTrainer):
             loss = subgrpo.policy_loss(stochastic, epoch.subset_BK, epoch.advantage_B, c.logprob, c.clip, scale)
             losses["rl_loss"] = c.rl_weight * loss
         if c.dm_steps != "none":
-            losses["dmd_loss"] = c.dm_weight * self._student_loss(
-                networks, *self._anchor(epoch.steps[k_dm]), epoch.draws
-            )
+            x_s, s = self._anchor(epoch.steps[k_dm], epoch.draws)
+            losses["dmd_loss"] = c.dm_weight * self._student_loss(networks, x_s, s, epoch.draws)
         if c.det_term:
             reward_B = self.rewards.total(epoch.scores, only=self.rewards.differentiable)
             losses["det_loss"] = c.det_weight * torch.relu(c.det_margin - reward_B).mean()
@@ -232,10 +232,12 @@ class Rtdmd(RolesTrainer):
     def _random_step(self, networks: Networks, count: int, grad: bool) -> tuple[Tensor, float]:
         """Return (x_s, s) of a step k ~ U{1..K}, reached by the student itself."""
         k, x = 1 + self.roles.draws.index(self._last), self.roles.start(count, self._protocol)
-        return self._anchor(step_reached(networks.student, x, self._protocol, self.roles.draws, k, grad))
+        step = step_reached(networks.student, x, self._protocol, self.roles.draws, k, grad)
+        return self._anchor(step, self.roles.draws)
 
-    def _anchor(self, step: Step) -> tuple[Tensor, float]:
-        return ac_dmd.anchor_sample(step, self.config.ac_dmd.anchor)
+    def _anchor(self, step: Step, draws: Noise) -> tuple[Tensor, float]:
+        c = self.config
+        return ac_dmd.anchor_sample(step, self._levels, c.sampler.cps_eta, c.ac_dmd, draws)
 
     def _update_fake_score(self, networks: Networks, x_s: Tensor, s: float) -> Logs:
         c = self.config

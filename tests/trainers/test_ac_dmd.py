@@ -6,6 +6,7 @@ import pytest
 import torch
 from torch import Tensor, nn
 
+from benchmarks.config import UserError, build
 from benchmarks.samplers import Level, cps
 from tests.trainers.closed_form import gaussian_velocity
 from trainers import ac_dmd, dmd
@@ -122,16 +123,23 @@ CONSISTENCY = 0.4, 0.8, 0.7, 0.5  # mu, tau, t, t''
 
 
 def mean_consistency(
-    kind: Literal["cps", "ancestral"], eta: float, samples: Literal[1, 2] = 2, n: int = 400_000
+    kind: Literal["cps", "ancestral"],
+    eta: float,
+    samples: Literal[1, 2] = 2,
+    n: int = 400_000,
+    between: Sequence[float] = (),
 ) -> tuple[float, float]:
-    """Return the mean of the product of errors, and its standard error, for the exact Gaussian model."""
+    """Return the mean of the product of errors, and its standard error, for the exact Gaussian model.
+
+    between: levels that the moves stop at on their way."""
     mu, tau, t, near = CONSISTENCY
+    levels = [t, *between, near]
     velocity = gaussian_velocity(mu, tau)
     x0, eps = draw(2, n, 1, seed=5)
     x_t = interpolate(mu + tau * x0, eps, t)
     settings = AcDmdConfig(consistency_transition=kind, consistency_samples=samples)
     blocks = torch.stack([
-        consistency_loss(velocity, part, velocity(part, t), t, near, eta, settings, Draws(k))
+        consistency_loss(velocity, part, velocity(part, t), levels, eta, settings, Draws(k))
         for k, part in enumerate(x_t.split(n // 100))
     ])  # fmt: skip
     return blocks.mean().item(), blocks.std().item() / math.sqrt(len(blocks))
@@ -157,7 +165,7 @@ def test_deterministic_moves_make_the_loss_a_mean_square() -> None:
     velocity = lambda x, t: torch.sin(3 * x)  # noqa: E731
     values = [
         consistency_loss(
-            velocity, x_t, velocity(x_t, 0.7), 0.7, 0.5, 0.0, AcDmdConfig(consistency_samples=k), Draws(0)
+            velocity, x_t, velocity(x_t, 0.7), [0.7, 0.5], 0.0, AcDmdConfig(consistency_samples=k), Draws(0)
         )
         for k in (1, 2)
     ]
@@ -207,7 +215,7 @@ def test_without_gamma_the_fake_gradient_is_that_of_a_dmd_bit_for_bit() -> None:
 
 def test_consistency_gradient_flows_through_all_three_predictions_and_not_through_the_moves() -> None:
     network, x_t, t, near = Linear(), draw(16, 3), 0.7, 0.5
-    loss = consistency_loss(network, x_t, network(x_t, t), t, near, 0.9, AcDmdConfig(), Draws(1))
+    loss = consistency_loss(network, x_t, network(x_t, t), [t, near], 0.9, AcDmdConfig(), Draws(1))
     (found,) = torch.autograd.grad(loss, network.weight)
     draws, w = Draws(1), network.weight.detach()
     move = cps(x_t, w * x_t, t, near, 0.9)
@@ -237,14 +245,159 @@ def test_the_consistency_loss_joins_with_gamma_at_a_level_just_below() -> None:
     a, sigma = subinterval(S, t)
     x_t = a * x_s + sigma * noise
     near = (t - draws.uniform(0.001, 0.2, x_t)).clamp(min=0)
-    expected = consistency_loss(network, x_t, network(x_t, t), t, near, 0.9, AcDmdConfig(), draws)
+    expected = consistency_loss(network, x_t, network(x_t, t), [t, near], 0.9, AcDmdConfig(), draws)
     assert ((joined - plain) / 0.5).item() == pytest.approx(expected.item(), rel=1e-9) and expected != 0
 
 
+GRID = [1.0, 0.9, 0.75, 0.5, 0.0]  # SD3's four steps
+
+
+def step_at(k: int, noise: Tensor, x_t: Tensor, v: Tensor) -> Step:
+    move = cps(x_t, v, GRID[k - 1], GRID[k], 0.9)
+    return Step(k, GRID[k - 1], GRID[k], x_t, v, move, move.sample(noise))
+
+
 def test_the_anchor_is_the_steps_noisy_end_or_its_prediction() -> None:
-    x_t, v, x_next = draw(3, 4, 2)
-    step = Step(2, 0.75, 0.5, x_t, v, cps(x_t, v, 0.75, 0.5, 0.9), x_next)
-    x_s, s = ac_dmd.anchor_sample(step, "next_sigma")
-    assert torch.equal(x_s, x_next) and s == 0.5
-    x_s, s = ac_dmd.anchor_sample(step, "x0_full")
-    assert torch.equal(x_s, x_t - 0.75 * v) and s == 0
+    step = step_at(3, *draw(3, 4, 2))
+    no_draws = Scripted(0.0, [])
+    x_s, s = ac_dmd.anchor_sample(step, GRID, 0.9, AcDmdConfig(), no_draws)
+    assert torch.equal(x_s, step.x_next) and s == 0.5
+    x_s, s = ac_dmd.anchor_sample(step, GRID, 0.9, AcDmdConfig(anchor="x0_full"), no_draws)
+    assert torch.equal(x_s, step.x_t - 0.75 * step.v) and s == 0
+
+
+@pytest.mark.parametrize(("k", "level"), [(1, 0.75), (2, 0.75), (3, 0.75), (4, 0.5)])
+def test_a_fixed_boundary_is_reached_by_one_move_or_noised_where_the_step_begins(k: int, level: float) -> None:
+    """s = min(t_{k-1}, grid[2]); the gradient is that of the move's mean: -t (1 - s) + (1 - t) s cos theta."""
+    first, x_t, v, noise = draw(4, 6, 2)
+    step = step_at(k, first, x_t, v.requires_grad_())
+    found, s = ac_dmd.anchor_sample(step, GRID, 0.9, AcDmdConfig(anchor="fixed_boundary"), Scripted(0.0, [noise]))
+    assert s == level
+    t = GRID[k - 1]
+    x0, eps = x_t - t * v, x_t + (1 - t) * v
+    assert torch.allclose(found, (1 - s) * x0 + s * math.cos(THETA) * eps + s * math.sin(THETA) * noise)
+    (slope,) = torch.autograd.grad(found.sum(), v)
+    assert torch.allclose(slope, torch.full_like(slope, -t * (1 - s) + (1 - t) * s * math.cos(THETA)))
+    assert slope.all()  # a step that stays where it begins learns too, as long as there is noise
+
+
+def test_another_boundary_is_another_level() -> None:
+    step, settings = step_at(1, *draw(3, 4, 2)), AcDmdConfig(anchor="fixed_boundary", boundary=1)
+    assert ac_dmd.anchor_sample(step, GRID, 0.9, settings, Draws(0))[1] == 0.9
+
+
+def test_the_defaults_are_the_loss_of_the_authors_configs_bit_for_bit() -> None:
+    network, x_s = Linear(), draw(16, 3)
+    loss = ac_dmd.fake_score_loss(network, x_s, S, 0.9, AcDmdConfig(), Draws(3))
+    (found,) = torch.autograd.grad(loss, network.weight)
+    draws = Draws(3)
+    t, noise = draws.uniform(S + 0.01, 1.0, x_s).clamp(0.02, 0.98), draws.normal_like(x_s)
+    a, sigma = subinterval(S, t)
+    x_t = a * x_s + sigma * noise
+    v = network(x_t, t)
+    u = -x_s / (1 - S) + (t - sigma**2) / (sigma * (1 - t)) * noise
+    expected = ((10 * sigma**2).clamp(max=1) * (v - u) ** 2).mean()
+    near = (t - draws.uniform(0.001, 0.2, x_t)).clamp(min=0)
+    with torch.no_grad():
+        move = cps(x_t, v, t, near, 0.9)
+        points = [move.sample(draws.normal_like(x_t)) for _ in range(2)]
+    errors = [x - near * network(x, near) - (x_t - t * v) for x in points]
+    expected = expected + 0.01 * (errors[0] * errors[1]).mean()
+    assert torch.equal(loss, expected) and torch.equal(found, torch.autograd.grad(expected, network.weight)[0])
+
+
+@pytest.mark.parametrize(("s", "t"), [(0.5, 0.51), (0.5, 0.8), (0.0, 0.2)])
+def test_without_weighting_the_error_of_the_velocity_is_plain(s: float, t: float) -> None:
+    x_s, noise = draw(2, 5, 3)
+    _, sigma = subinterval(s, t)
+    settings = AcDmdConfig(gamma=0.0, weighting="none")
+    loss = ac_dmd.fake_score_loss(lambda x_t, at: 0.3 * x_t, x_s, s, 0.9, settings, Scripted(t, [noise]))
+    x_t = (1 - t) / (1 - s) * x_s + sigma * noise
+    assert loss.item() == pytest.approx((0.3 * x_t - velocity_target(x_s, noise, s, t, sigma)).square().mean().item())
+
+
+@pytest.mark.parametrize(("t", "levels"), [(0.8, [0.8, 0.7, 0.6, 0.5]), (0.15, [0.15, 0.05, 1e-6, 0.0])])
+def test_moves_lead_from_level_to_level_and_end_at_data_at_the_latest(t: float, levels: list[float]) -> None:
+    start = torch.full((2, 1), t, dtype=torch.float64)
+    found = ac_dmd.levels_below(start, AcDmdConfig(consistency_num_steps=3), Scripted(0.1, []))
+    assert torch.cat(found, dim=1).tolist() == [pytest.approx(levels, abs=1e-12)] * 2
+    one, two = ac_dmd.levels_below(torch.full((20_000, 1), t), AcDmdConfig(), Draws(0))
+    assert (one - two).max() <= 0.2 and (t < 0.2 or (one - two).min() >= 0.001 - 1e-6)
+
+
+@pytest.mark.parametrize("between", [(0.6,), (0.65, 0.55)])
+def test_consistency_loss_of_the_exact_model_vanishes_over_ancestral_moves_too(
+    between: tuple[float, ...],
+) -> None:
+    mean, error = mean_consistency("ancestral", 0.9, n=100_000, between=between)
+    assert abs(mean) < 3 * error and error < 1e-3
+    two, one = mean, mean_consistency("ancestral", 0.9, samples=1, n=100_000, between=between)[0]
+    assert one > 10 * (abs(two) + error)
+
+
+def test_each_move_starts_where_the_one_before_has_led_with_a_prediction_of_its_own() -> None:
+    network, x_t, levels = Linear(), draw(16, 3), [0.8, 0.6, 0.5]
+    draws = Draws(1)
+    found = ac_dmd.moved(network, x_t, network(x_t, 0.8), levels, 0.9, AcDmdConfig(), draws)
+    draws = Draws(1)
+    between = cps(x_t, 0.3 * x_t, 0.8, 0.6, 0.9).sample(draws.normal_like(x_t))
+    expected = cps(between, 0.3 * between, 0.6, 0.5, 0.9).sample(draws.normal_like(x_t))
+    assert torch.allclose(found, expected)
+
+
+@pytest.mark.parametrize("kind", ["cps", "ancestral"])
+def test_a_chain_of_moves_that_has_come_to_data_stays_there(kind: Literal["cps", "ancestral"]) -> None:
+    """A model that knows x0: wherever the chain has come to, its prediction is that, and the loss 0."""
+    clean, eps = draw(2, 8, 3)
+    t = torch.full((8, 1), 0.05, dtype=torch.float64)
+    knows = lambda x, level: (x - clean) / torch.as_tensor(level).clamp(min=1e-12)  # noqa: E731
+    settings = AcDmdConfig(consistency_num_steps=4, consistency_transition=kind)
+    levels = ac_dmd.levels_below(t, settings, Scripted(0.04, []))
+    assert levels[-1].eq(0).all()
+    x_t = interpolate(clean, eps, t)
+    assert torch.allclose(ac_dmd.moved(knows, x_t, knows(x_t, t), levels, 0.9, settings, Draws(0)), clean, atol=1e-5)
+
+
+@pytest.mark.parametrize("moves", [1, 3])
+def test_moves_carry_the_gradient_of_their_predictions_where_it_is_not_stopped(moves: int) -> None:
+    x_t, levels = draw(16, 3), [0.8, 0.7, 0.6, 0.5][: moves + 1]
+
+    def value(weight: float, stopgrad: bool = False) -> tuple[float, float]:
+        network = Linear()
+        with torch.no_grad():
+            network.weight.fill_(weight)
+        settings = AcDmdConfig(consistency_stopgrad=stopgrad)
+        loss = consistency_loss(network, x_t, network(x_t, 0.8), levels, 0.9, settings, Draws(1))
+        return loss.item(), torch.autograd.grad(loss, network.weight)[0].item()
+
+    step = 1e-5
+    numeric = (value(0.3 + step)[0] - value(0.3 - step)[0]) / (2 * step)
+    assert value(0.3)[1] == pytest.approx(numeric, rel=1e-6)
+    assert value(0.3, stopgrad=True)[0] == value(0.3)[0]
+    assert abs(value(0.3, stopgrad=True)[1] - numeric) > 1e-3
+
+
+@pytest.mark.parametrize(
+    ("table", "message"),
+    [
+        ({"consistency_num_steps": 0}, "consistency_num_steps and boundary must be at least 1"),
+        ({"anchor": "fixed_boundary", "boundary": 0}, "consistency_num_steps and boundary must be at least 1"),
+        ({"boundary": 1}, 'boundary is of anchor = "fixed_boundary": anchor = "next_sigma" has none'),
+        ({"anchor": "x0_full", "boundary": 3}, 'anchor = "x0_full" has none'),
+        ({"weighting": "snr"}, "weighting"),
+        ({"start_mode": "fixed_boundary"}, "unknown key 'start_mode'"),
+    ],
+)
+def test_contradictory_settings_are_named(table: dict[str, object], message: str) -> None:
+    with pytest.raises(UserError, match=message):
+        build(AcDmdConfig, table, "x.toml")
+
+
+def test_a_boundary_needs_a_level_of_the_students_and_a_sampler_with_noise() -> None:
+    fixed = AcDmdConfig(anchor="fixed_boundary", boundary=3)
+    fixed.check(GRID, 0.9)
+    AcDmdConfig().check([1.0, 0.0], 0.0)
+    with pytest.raises(UserError, match=r"of the 3 steps of the student none begins at level 3, counted from 0"):
+        fixed.check([1.0, 0.75, 0.5, 0.0], 0.9)
+    with pytest.raises(UserError, match="needs a stochastic sampler"):
+        fixed.check(GRID, 0.0)

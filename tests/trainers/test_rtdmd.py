@@ -405,6 +405,22 @@ def test_both_forms_of_stage_two_run(prompts: list[Prompt]) -> None:
         assert moved(before, weights(backbone, "student")) and all(abs(v) < 1e6 for v in logs.values())
 
 
+@pytest.mark.parametrize("stage", [{}, reinforce(), reinforce(dm_steps="all"), reinforce(microbatch=8)])
+def test_a_fixed_boundary_moves_the_student_in_both_stages(stage: dict[str, Any]) -> None:
+    settings = {"cold_start": ColdStartConfig(batch_size=4, fake_score_updates=1), **stage}
+    fixed = student_gradient(ac_dmd=AcDmdConfig(anchor="fixed_boundary", consistency_num_steps=2), **settings)
+    assert fixed.isfinite().all() and not torch.equal(fixed, student_gradient(**settings))
+
+
+def test_a_boundary_that_no_step_begins_at_is_refused() -> None:
+    short = SamplerConfig(num_inference_steps=2)
+    with pytest.raises(UserError, match=r"of the 2 steps of the student none begins at level 2"):
+        point_trainer(sampler=short, ac_dmd=AcDmdConfig(anchor="fixed_boundary"))
+    point_trainer(sampler=short, ac_dmd=AcDmdConfig(anchor="fixed_boundary", boundary=1))
+    with pytest.raises(UserError, match="needs a stochastic sampler"):
+        point_trainer(sampler=SamplerConfig(sampler="euler"), ac_dmd=AcDmdConfig(anchor="fixed_boundary"))
+
+
 def test_rewards_are_weighted_and_scaled() -> None:
     loaded = {"a": ClosedFormMetric("a", 0, True), "b": ClosedFormMetric("b", 1, True)}
     bank = RewardBank([RewardConfig(id="a", weight=2.0), RewardConfig(id="b", scale=10.0)], loaded)  # type: ignore[arg-type]
