@@ -107,11 +107,12 @@ class World:
 
 @dataclass(frozen=True)
 class Networks:
-    """The three roles as velocity networks with the prompts of a batch bound; the teacher is guided."""
+    """The three roles as velocity networks with the prompts of a batch bound; the teacher is guided, or not."""
 
     student: Velocity
     fake_score: Velocity
     teacher: Velocity
+    unguided_teacher: Velocity
 
 
 class Roles:
@@ -170,10 +171,12 @@ class Roles:
         (None = 1)."""
         encoded = self.backbone.encode([prompt.text for prompt in prompts])
         velocity = self.backbone.velocity
+        teacher = partial(velocity, "teacher", prompts=encoded, fake_scale=lean)
         return Networks(
             partial(velocity, "student", prompts=encoded, guidance_scale=self._student_guidance),
             partial(velocity, "fake_score", prompts=encoded, fake_scale=fake_scale),
-            partial(velocity, "teacher", prompts=encoded, guidance_scale=guidance_scale, fake_scale=lean),
+            partial(teacher, guidance_scale=guidance_scale),
+            partial(teacher, guidance_scale=1.0),
         )
 
     def velocity(self, role: Literal["student", "reference"], prompts: Sequence[Prompt]) -> Velocity:

@@ -10,8 +10,9 @@ with v = v* lands on z_a, and with K_a = T it aims at the teacher's picture. `x0
 the exact bridge from VP to flow (benchmarks/vp.py) x0 is the same number, so it needs no code of its own.
 
 Source: DP-DMD, its diversity loss in flow and in diffusion form. Departures: the teacher's prediction at the anchor
-is guided like its steps (the paper does not say); the x0 form may be divided by scale^2, which the paper does not do:
-with scale = b_T / a_T (14.6 for SDXL) it is a mean square of eps, and a weight means the same in both families.
+is guided like its steps, unless `anchor_guided` is false (the paper does not say); the x0 form may be divided by
+scale^2, which the paper does not do: with scale = b_T / a_T (14.6 for SDXL) it is a mean square of eps, and a weight
+means the same in both families.
 Axes: B samples, then any latent axes.
 """
 
@@ -42,6 +43,7 @@ class FirstStepConfig:
     sigmas: tuple[float, ...] = ()  # the levels that its K_a steps end at, instead of schedule and shift
     form: Literal["velocity", "x0"] = "velocity"
     scale: float = 1.0  # of the x0 form
+    anchor_guided: bool = True  # of the x0 form: the teacher's prediction at its anchor, like its steps to there
     REPLACES: ClassVar = {"sigmas": ("schedule", "shift"), "k_anchor": ("sigmas",)}
 
     def __post_init__(self) -> None:
@@ -55,6 +57,8 @@ class FirstStepConfig:
             raise ValueError("k_anchor must lie in 1 .. teacher_steps")
         if self.form == "x0" and self.k_anchor == self.teacher_steps:
             raise ValueError('form = "x0" asks the teacher at its anchor: k_anchor must be below teacher_steps')
+        if self.form == "velocity" and not self.anchor_guided:
+            raise ValueError('anchor_guided is of form = "x0": form = "velocity" asks nothing at the anchor')
 
     def levels(self, t_0: float) -> list[float]:
         """Return the K_a + 1 levels of the way from t_0 to the anchor."""
@@ -97,5 +101,6 @@ def first_step_loss(
     if c.form == "velocity":
         return ((v - (z - z_a) / (t_0 - t_a)) ** 2).mean()
     with torch.no_grad():
-        x0_teacher = x0_from_v(z_a, networks.teacher(z_a, t_a), t_a)
+        teacher = networks.teacher if c.anchor_guided else networks.unguided_teacher
+        x0_teacher = x0_from_v(z_a, teacher(z_a, t_a), t_a)
     return ((x0_from_v(z, v, t_0) - x0_teacher) ** 2).mean() / c.scale**2

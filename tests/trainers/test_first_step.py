@@ -10,12 +10,14 @@ from benchmarks import vp
 from benchmarks.config import UserError, build
 from benchmarks.protocol import Protocol
 from benchmarks.samplers import Level, euler
-from tests.trainers.closed_form import gaussian_velocity
-from trainers.base import Networks
+from metrics.base import Prompt
+from tests.trainers.closed_form import PointBackbone, gaussian_velocity
+from trainers.base import Networks, Roles, World
 from trainers.first_step import FirstStepConfig, first_step_loss, teacher_anchor
 from trainers.flow import eps_from_v, x0_from_v
+from trainers.learner import EmaConfig, OptimiserConfig
 
-TEACHER = gaussian_velocity(0.4, 0.8)
+TEACHER, UNGUIDED = gaussian_velocity(0.4, 0.8), gaussian_velocity(-0.9, 1.1)
 FOUR_STEPS = Protocol(sampler="euler", num_inference_steps=4)
 
 
@@ -24,7 +26,7 @@ def noise() -> Tensor:
 
 
 def networks(student: Callable[[Tensor, Level], Tensor]) -> Networks:
-    return Networks(student=student, fake_score=TEACHER, teacher=TEACHER)
+    return Networks(student=student, fake_score=TEACHER, teacher=TEACHER, unguided_teacher=UNGUIDED)
 
 
 @pytest.mark.parametrize(("k_anchor", "level"), [(1, 0.988), (3, 0.963), (5, 0.935), (10, 0.851), (30, 0.0)])
@@ -104,9 +106,35 @@ def test_x0_form_over_its_scale_is_a_mean_square_of_eps() -> None:
     assert difference.item() == pytest.approx(eps_mse.item(), rel=1e-6)
 
 
+@pytest.mark.parametrize("anchor_guided", [True, False])
+def test_the_x0_form_asks_the_guided_teacher_at_the_anchor_or_the_unguided_one(anchor_guided: bool) -> None:
+    """The way to the anchor is guided in either case."""
+    c = FirstStepConfig(weight=1.0, k_anchor=2, sigmas=(0.7, 0.4), form="x0", anchor_guided=anchor_guided)
+    z, student = noise(), gaussian_velocity(-0.5, 0.3)
+    found = first_step_loss(networks(student), z, FOUR_STEPS, c)
+    z_a = z - 0.3 * TEACHER(z, 1.0)
+    z_a = z_a - 0.3 * TEACHER(z_a, 0.7)
+    x0 = z_a - 0.4 * (TEACHER if anchor_guided else UNGUIDED)(z_a, 0.4)
+    assert found.item() == pytest.approx((z - student(z, 1.0) - x0).square().mean().item(), rel=1e-12)
+
+
+@pytest.mark.parametrize("lean", [None, 0.5])
+def test_roles_bind_the_teacher_with_guidance_and_without(lean: float | None) -> None:
+    backbone = PointBackbone((0, 0), 1)
+    asked: list[tuple[str, dict[str, object]]] = []
+    backbone.velocity = lambda role, *_, **bound: asked.append((role, bound))  # type: ignore[method-assign,assignment]
+    roles = Roles(backbone, OptimiserConfig(), OptimiserConfig(), EmaConfig(), World())
+    bound = roles.networks([Prompt(text="a")], guidance_scale=5.0, lean=lean)
+    for velocity in (bound.teacher, bound.unguided_teacher):
+        velocity(noise(), 0.5)
+    settings = {"prompts": 1, "fake_scale": lean}
+    assert asked == [("teacher", settings | {"guidance_scale": scale}) for scale in (5.0, 1.0)]
+
+
 @pytest.mark.parametrize(
     ("table", "message"),
     [
+        ({"anchor_guided": False}, 'anchor_guided is of form = "x0"'),
         ({"k_anchor": 31}, r"k_anchor must lie in 1 \.\. teacher_steps"),
         ({"k_anchor": 0}, "k_anchor"),
         ({"weight": -0.1}, "weight must be at least 0"),
