@@ -9,6 +9,7 @@ Axes: B samples, then any latent axes; levels t are [B, 1, ...] or floats.
 """
 
 from collections.abc import Callable, Mapping, Sequence
+from functools import partial
 from typing import Literal
 
 import torch
@@ -22,7 +23,7 @@ from trainers.base import DistillationTrainer, Guidance, Logs, Networks, Sampler
 from trainers.draws import Draws
 from trainers.flow import Prediction, RenoiseLaw, Velocity, interpolate, prediction_error, x0_from_v
 from trainers.learner import EmaConfig, Learner, OptimiserConfig
-from trainers.renoised import renoised_rollout
+from trainers.renoised import Simulation, check_simulation, renoised_rollout
 from trainers.rewards import RewardBank
 from trainers.rollout import Step, rollout
 from trainers.schedules import StudentSampling
@@ -35,8 +36,10 @@ def dmd_gradient(
 ) -> Tensor:
     """Return g = (x0_fake - x0_teacher) / N, the direction that descent moves x0 against, without gradient.
 
-    N per sample, mean over latent axes: |x0 - x0_teacher| (DMD2; DMDR adds 1e-8), |x_t - x0_teacher| (needs x_t), or
-    1. Where N is 0 the sample is where the teacher wants it, and g is 0."""
+    N per sample, mean over latent axes: |x0 - x0_teacher| (DMD2), |x_t - x0_teacher| (needs x_t), or 1.
+    Departure: where N is 0, g is 0, even if the fake score is not where the teacher is. There DMD2's code has the
+    largest number there is, and DMDR's, which adds 1e-8 to N, 1e8 times the difference: one sample that outweighs all
+    others. At any other N those 1e-8 are a factor 1 - 1e-8 / N, and are left out."""
     difference = (x0_fake - x0_teacher).detach()
     if normaliser == "none":
         return difference
@@ -100,10 +103,16 @@ def step_reached(student: Velocity, x: Tensor, protocol: Protocol, draws: Draws,
 
 
 def renoised_rollout_x0(
-    student: Velocity, z: Tensor, protocol: Protocol, draws: Draws, grad: bool, scale: float = 1.0
+    student: Velocity,
+    z: Tensor,
+    protocol: Protocol,
+    draws: Draws,
+    grad: bool,
+    scale: float = 1.0,
+    simulation: Simulation = "predictions",
 ) -> Tensor:
-    """Return x0 predicted from a whole rollout's x0-predictions noised afresh, each sample to a random grid level."""
-    simulated = renoised_rollout(student, z, protocol, draws, scale=scale)
+    """Return x0 predicted from what a whole rollout made, noised afresh, each sample to a random grid level."""
+    simulated = renoised_rollout(student, z, protocol, draws, simulation, scale)
     with torch.set_grad_enabled(grad):
         return simulated.predict(student)
 
@@ -143,6 +152,7 @@ class DmdConfig(StudentSampling):
     fake_score_updates: int = 2  # R, per student update
     share_rollout: bool = False  # the fake score trains on the student step's own samples where there are any
     x0_source: X0Source = "last_step"
+    simulation: Simulation = "predictions"  # what the inputs of renoised_rollout are made of; final: its end
     normaliser: Normaliser = "x0_teacher"
     renoise: RenoiseLaw = RenoiseLaw()
     fake_score_renoise: RenoiseLaw = RenoiseLaw(kind="logit_normal")
@@ -158,6 +168,9 @@ class DmdConfig(StudentSampling):
             raise ValueError(
                 'x0_source = "full_rollout" is deterministic: set sampler.sampler = "euler", or take another source'
             )
+        if self.simulation == "final" and self.x0_source != "renoised_rollout":
+            raise ValueError('simulation is of x0_source = "renoised_rollout": leave one of them out')
+        check_simulation(self.simulation, self.sampler.cps_eta)
 
 
 @register("dmd")
@@ -198,6 +211,8 @@ class Dmd(DistillationTrainer):
     def generate(self, networks: Networks, z: Tensor, grad: bool) -> Tensor:
         """Return the student's x0 [B, ...] of noise z, as `x0_source` says."""
         source, scale = X0_SOURCES[self.config.x0_source], self.roles.noise_scale(self._protocol)
+        if self.config.x0_source == "renoised_rollout":
+            source = partial(renoised_rollout_x0, simulation=self.config.simulation)
         return source(networks.student, z, self._protocol, self.roles.draws, grad, scale)
 
     def fake_score_losses(self, networks: Networks, x0: Tensor, prompts: Sequence[Prompt]) -> dict[str, Tensor]:

@@ -15,7 +15,8 @@ Source: DMDR, algorithm 1 and Sec. 3, and its authors' code where the paper is s
 adapter, the teacher's guidance drawn anew from w +- 0.5, the fake score trained on the very images that the student's
 input is made of, one student update on the same batch at every R-th iteration but the first. Departures: DPO and
 GRPO, named without public code, are Flow-GRPO's; the grid ends at 0 and its levels are not rounded, where the code
-ends at 0.001 and rounds timesteps; `dp_first_step` adds DP-DMD's first-step loss.
+ends at 0.001 and rounds timesteps; N of the gradient lacks the code's 1e-8 (trainers/dmd.py); `dp_first_step` adds
+DP-DMD's first-step loss.
 Axes: B samples, K steps.
 """
 
@@ -39,7 +40,7 @@ from trainers.groups import spread
 from trainers.grpo import GrpoTerm, check_grpo, collect, grpo_loss
 from trainers.learner import EmaConfig, OptimiserConfig
 from trainers.refl import ReflTerm, check_refl, refl_losses
-from trainers.renoised import Simulated, Simulation, renoised_rollout
+from trainers.renoised import Simulated, Simulation, check_simulation, renoised_rollout
 from trainers.rewards import RewardBank, RunningStatistics, reward_logs
 from trainers.rt_dm import RtDmConfig, reward_weights
 from trainers.schedules import StudentSampling
@@ -80,10 +81,7 @@ class DmdrConfig(StudentSampling):
             raise ValueError("guidance_jitter must be at least 0, rl_weight and fake_scale above 0")
         if 1 < self.guidance_scale < 1 + self.guidance_jitter:
             raise ValueError("guidance_scale - guidance_jitter must be at least 1: below it guidance is off")
-        if self.simulation == "final" and self.sampler.cps_eta > 0:
-            raise ValueError(
-                'simulation = "final" is for deterministic samplers: set sampler.sampler = "euler", or "predictions"'
-            )
+        check_simulation(self.simulation, self.sampler.cps_eta)
         if not 0 <= self.rl_eta <= 1:
             raise ValueError("rl_eta must lie in [0, 1]")
         if self.reinforced and self.groups > self.batch_size:

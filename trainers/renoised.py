@@ -6,8 +6,9 @@ own, a clean image of the rollout is noised afresh to that level, and one call p
     x_t = (1 - t_k) x0_sim + t_k eps,   eps fresh        at t_0 the input is pure noise, as the sampler's own start is
 
 x0_sim is the x0-prediction of that very step ("predictions": stochastic samplers), or the rollout's end for every
-level ("final": deterministic samplers, whose early predictions are blurred means). With "final" the fake score learns
-from those ends alone, as in the authors' code, and not from the one-call predictions that the loss asks it about.
+level ("final": deterministic samplers, whose early predictions are blurred means). In DMDR the fake score learns from
+x0_sim alone, as in the authors' code, and not from the one-call predictions that the loss asks it about; in plain DMD
+(trainers/dmd.py) from those.
 Source: DMDR, algorithm 1 and its authors' code (sde, ode). Axes: B samples, then any latent axes; K steps.
 """
 
@@ -24,6 +25,14 @@ from trainers.flow import Velocity, interpolate, x0_from_v
 from trainers.rollout import rollout
 
 Simulation = Literal["predictions", "final"]
+
+
+def check_simulation(simulation: Simulation, eta: float) -> None:
+    """Raise ValueError where a stochastic sampler's rollout would be known by its end alone."""
+    if simulation == "final" and eta > 0:
+        raise ValueError(
+            'simulation = "final" is for deterministic samplers: set sampler.sampler = "euler", or "predictions"'
+        )
 
 
 @dataclass(frozen=True)

@@ -10,7 +10,7 @@ from benchmarks.samplers import Level
 from metrics.base import Prompt
 from tests.trainers.closed_form import PointBackbone, gaussian_velocity
 from trainers import dmd
-from trainers.base import SamplerConfig, World
+from trainers.base import Networks, SamplerConfig, World
 from trainers.dmd import Dmd, DmdConfig, dmd_gradient, dmd_loss
 from trainers.draws import Draws
 from trainers.flow import interpolate, x0_from_v
@@ -72,6 +72,18 @@ def test_normalisers() -> None:
     assert torch.equal(dmd_gradient(x0, x0, x0), torch.zeros_like(x0))
     with pytest.raises(ValueError, match="needs x_t"):
         dmd_gradient(x0, x0_teacher, x0_fake, "xt_teacher")
+
+
+@pytest.mark.parametrize("normaliser", ["x0_teacher", "xt_teacher"])
+def test_a_sample_at_the_teachers_own_prediction_has_no_gradient_wherever_the_fake_score_is(normaliser: str) -> None:
+    x0, x0_teacher, x0_fake = draw(3, 4, 2)
+    x0[1] = x0_teacher[1]
+    found = dmd_gradient(x0, x0_teacher, x0_fake, normaliser, x_t=x0)  # type: ignore[arg-type]
+    assert not found[1].any() and found[[0, 2, 3]].all() and (x0_fake[1] - x0_teacher[1]).all()
+    # DMDR's 1e-8 in N is a factor 1 - 1e-8 / N at any other sample
+    scale = (x0 - x0_teacher).abs().mean(dim=1, keepdim=True)[[0, 2, 3]]
+    with_epsilon = (x0_fake - x0_teacher)[[0, 2, 3]] / (scale + 1e-8)
+    assert torch.allclose(with_epsilon, found[[0, 2, 3]] * (1 - 1e-8 / scale), rtol=1e-12)
 
 
 class Scaled(nn.Module):
@@ -218,6 +230,43 @@ def test_inputs_of_a_deterministic_sampler_are_made_of_the_rollouts_end() -> Non
     protocol = SamplerConfig(sampler="euler").protocol(Protocol())
     simulated = renoised_rollout(predicts_100_times_its_level, torch.randn(64, 2), protocol, Draws(0), "final")
     assert torch.allclose(simulated.x0, torch.tensor(25.0), atol=1e-3) and torch.equal(simulated.x0, simulated.x_K)
+
+
+@pytest.mark.parametrize(("simulation", "clean"), [("final", {0.25: 25, 0.5: 25, 0.75: 25}), ("predictions", None)])
+def test_plain_dmd_simulates_by_the_end_of_the_rollout_where_it_is_asked_to(
+    simulation: str, clean: dict[float, float] | None
+) -> None:
+    """The student's x0-prediction is 100 times its level: 25 at the end of the rollout."""
+    config = DmdConfig(
+        sampler=SamplerConfig(sampler="euler"), x0_source="renoised_rollout", simulation=simulation, batch_size=2  # type: ignore[arg-type]
+    )  # fmt: skip
+    trainer = Dmd(config, PointBackbone((0, 0), 1), RewardBank([], {}), World(seed=0))
+    seen: list[tuple[Tensor, Tensor]] = []
+
+    def student(x_t: Tensor, t: Level) -> Tensor:
+        if isinstance(t, Tensor):
+            seen.append((x_t, t.flatten()))
+        return predicts_100_times_its_level(x_t, t)
+
+    networks = Networks(student, FAKE, TEACHER, TEACHER)
+    trainer.generate(networks, torch.randn(4000, 2), grad=True)
+    ((x_t, t),) = seen
+    for level in (0.25, 0.5, 0.75):
+        made_of = clean[level] if clean else 100 * level
+        assert x_t[t == level].mean().item() == pytest.approx((1 - level) * made_of, abs=0.1)
+
+
+@pytest.mark.parametrize(
+    ("table", "message"),
+    [
+        ({"simulation": "final"}, 'simulation is of x0_source = "renoised_rollout"'),
+        ({"simulation": "final", "x0_source": "renoised_rollout"}, 'simulation = "final" is for deterministic'),
+    ],
+)
+def test_ends_of_stochastic_rollouts_and_of_none_are_refused(table: dict[str, str], message: str) -> None:
+    with pytest.raises(UserError, match=message):
+        build(DmdConfig, table, "x.toml")
+    build(DmdConfig, {"simulation": "final", "x0_source": "renoised_rollout", "sampler": {"sampler": "euler"}}, "x")
 
 
 def test_at_the_first_level_the_input_is_pure_noise_wherever_the_grid_starts() -> None:
