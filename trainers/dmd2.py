@@ -44,7 +44,15 @@ class Dmd2Config(DmdConfig):
     fake_score: OptimiserConfig = OptimiserConfig(lr=5e-7, max_grad_norm=10.0)  # of the discriminator as well
     gan: GanConfig = GanConfig()
     pictures: str = ""  # folder of real pictures; "" = samples of the teacher
-    teacher_samples: TeacherSamplesConfig = TeacherSamplesConfig()
+    teacher_samples: TeacherSamplesConfig = TeacherSamplesConfig()  # where there are no pictures
+
+    def __post_init__(self) -> None:
+        super().__post_init__()
+        if self.pictures and self.teacher_samples != TeacherSamplesConfig():
+            raise ValueError(
+                "pictures are what is real in the place of samples of the teacher: leave teacher_samples out (--set "
+                "trainer.teacher_samples={} takes a file's back), or pictures"
+            )
 
 
 @register("dmd2")

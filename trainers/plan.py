@@ -39,7 +39,7 @@ from trainers.backbones.family import roles_of
 from trainers.backbones.lora import ROLES
 from trainers.base import Trainer, World
 from trainers.config import RunConfig, stage_methods
-from trainers.rehearsal import Rehearsal, rehearsed, rehearsed_rewards
+from trainers.rehearsal import Rehearsal, rehearsed, rehearsed_rewards, samples_of
 
 # Iterations, after as many to warm up or those that draw the teacher's samples; a multiple of most numbers of
 # fake-score updates
@@ -102,11 +102,12 @@ def _plan_stage(
     stage, processes = run.stages[name], run.processes or 1
     backbone = Rehearsal(run.backbone, protocol)
     rewards, world = rehearsed_rewards(run.rewards), World(f"{run.seed}/{name}")
-    samples = getattr(settings, "teacher_samples", None)
+    samples = samples_of(settings)
     if samples:  # all processes draw them together
-        settings = replace(settings, teacher_samples=replace(samples, count=-(-samples.count // processes)))
+        samples = replace(samples, count=-(-samples.count // processes))
+        settings = replace(settings, teacher_samples=samples)
     with rehearsed(kind, settings, backbone, rewards, world) as trainer:
-        drawing = -(-settings.teacher_samples.count // trainer.prompts_per_step) if samples else 0
+        drawing = -(-samples.count // trainer.prompts_per_step) if samples else 0
         most = REHEARSED + max(REHEARSED, drawing)
         asked, passes = _rehearse(trainer, backbone, min(stage.iterations or most, most))
     within = _iterations_within(stage.budget_passes / processes, passes) if stage.budget_passes else stage.iterations

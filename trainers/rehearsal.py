@@ -27,6 +27,7 @@ from benchmarks.samplers import Level
 from metrics.base import Prompt, make
 from trainers.backbones.base import BackboneConfig, Role
 from trainers.base import Trainer, World
+from trainers.latents import TeacherSamplesConfig
 from trainers.rewards import RewardBank, RewardConfig
 
 PIXELS, TOKENS, WIDTH = 64, 16, 8  # of what stands in for pictures and features
@@ -156,11 +157,16 @@ def rehearsed(
 
     Raises UserError as the trainer does that a run makes of the same settings."""
     with tempfile.TemporaryDirectory() as folder:
-        if hasattr(settings, "teacher_samples"):
-            settings = replace(settings, teacher_samples=replace(settings.teacher_samples, folder=folder))
+        if samples := samples_of(settings):
+            settings = replace(settings, teacher_samples=replace(samples, folder=folder))
         with torch.random.fork_rng(devices=[]):  # what a run draws does not depend on its having been rehearsed
             trainer = kind(settings, backbone, rewards, world)
         yield trainer
+
+
+def samples_of(settings: Any) -> TeacherSamplesConfig | None:
+    """Return how a method of these settings draws samples of the teacher, None where it draws none."""
+    return None if getattr(settings, "pictures", "") else getattr(settings, "teacher_samples", None)
 
 
 def rehearsed_rewards(settings: Sequence[RewardConfig]) -> RewardBank:

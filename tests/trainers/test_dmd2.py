@@ -6,6 +6,7 @@ from PIL import Image
 from torch import Tensor
 
 from benchmarks.config import UserError, build
+from benchmarks.protocol import Protocol
 from metrics.base import Prompt
 from tests.trainers.closed_form import PointBackbone
 from trainers.backbones.base import BackboneConfig, LoraConfig, load
@@ -15,6 +16,7 @@ from trainers.dmd import descend
 from trainers.dmd2 import Dmd2, Dmd2Config
 from trainers.latents import TeacherSamplesConfig
 from trainers.learner import EmaConfig, OptimiserConfig
+from trainers.rehearsal import Rehearsal, rehearsed
 from trainers.rewards import RewardBank
 
 FAST = OptimiserConfig(lr=5e-3, betas=(0.5, 0.99), max_grad_norm=0.0)
@@ -135,10 +137,24 @@ def test_resume_is_bit_exact_while_teacher_samples_are_still_drawn(tmp_path: Pat
 def test_pictures_make_a_training_that_is_not_image_free(tmp_path: Path) -> None:
     Image.new("RGB", (64, 64), (255, 0, 0)).save(tmp_path / "red.png")
     assert trainer_of(settings(tmp_path)).image_free
-    trainer = trainer_of(settings(tmp_path, pictures=str(tmp_path)))
+    trainer = trainer_of(settings(tmp_path, pictures=str(tmp_path), teacher_samples=TeacherSamplesConfig()))
     assert not trainer.image_free
     trainer.step(prompts(8), 0)
     assert trainer.roles.backbone.passes > 0 and not list(tmp_path.glob("*.safetensors"))
+
+
+@pytest.mark.parametrize("method", ["dmd2", "dmd_gan"])
+def test_pictures_and_samples_of_the_teacher_are_one_or_the_other(tmp_path: Path, method: str) -> None:
+    kind = find(method)
+    both = {"pictures": str(tmp_path), "teacher_samples": {"count": 24}}
+    with pytest.raises(UserError, match=r"leave teacher_samples out .* or pictures"):
+        build(kind.Config, both, "x.toml")
+    Image.new("RGB", (64, 64), (255, 0, 0)).save(tmp_path / "red.png")
+    for samples in ({}, {"count": 1024}):  # as --set trainer.teacher_samples={} leaves them, or said once more
+        config = build(kind.Config, both | {"teacher_samples": samples}, "x.toml")
+        backbone = Rehearsal(BackboneConfig(path=""), Protocol())
+        with rehearsed(kind, config, backbone, RewardBank([], {}), World()) as trainer:
+            assert not trainer.image_free
 
 
 @pytest.mark.parametrize("method", ["dmd2", "dmd_gan"])
