@@ -132,7 +132,14 @@ class Roles:
     ) -> None:
         """fake_score: None where a method has none. extra: more parameters of "student" or "fake_score", trained by
         its optimiser, such as a discriminator's head. reference: keep the student as it is now as a frozen role.
-        student_guidance: of the student, in training and canary alike; few-step students run unguided."""
+        student_guidance: of the student, in training and canary alike; few-step students run unguided.
+
+        Raises UserError where a guided student would be trained against what its own pipeline does not know."""
+        if student_guidance > 1 and backbone.settings.unconditional != "model":
+            raise UserError(
+                "backbone.unconditional is what a teacher is guided against; this student is guided itself, in use "
+                "by its own pipeline, against what that has: leave it out"
+            )
         extra = extra or {}
         self.backbone, self._student_guidance = backbone, student_guidance
         trained = [*backbone.parameters("student"), *extra.get("student", ())]

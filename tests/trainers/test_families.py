@@ -25,10 +25,11 @@ from tests.shrunken.families import SIDE, make
 from trainers.backbones.base import Backbone, BackboneConfig, LoraConfig, load
 from trainers.backbones.checkpoint import open_base
 from trainers.backbones.flux2 import empirical_shift
-from trainers.base import SamplerConfig, World
+from trainers.base import Roles, SamplerConfig, World
 from trainers.dmd import Dmd, DmdConfig
 from trainers.flow import interpolate
-from trainers.learner import OptimiserConfig
+from trainers.learner import EmaConfig, OptimiserConfig
+from trainers.rehearsal import Rehearsal
 from trainers.rewards import RewardBank
 from trainers.rollout import rollout
 
@@ -433,6 +434,50 @@ def test_guidance_of_sdxl_is_against_zeros_unless_a_negative_prompt_is_given(fol
     backbone._protocol = replace(backbone.protocol(), negative_prompt="a cross")  # type: ignore[attr-defined]
     for row, own in zip(backbone.negative(2), backbone.encode(["a cross"] * 2), strict=True):  # type: ignore[attr-defined]
         assert torch.equal(row, own) and row.any()
+
+
+@pytest.mark.parametrize(("unconditional", "zeros"), [("zeros", True), ("empty_prompt", False), ("model", None)])
+@pytest.mark.parametrize("folders_own", [True, False])
+def test_the_teacher_is_guided_against_what_it_is_said_to_be_whatever_its_folder_says(
+    folders: dict[str, Path], tmp_path: Path, unconditional: str, zeros: bool | None, folders_own: bool
+) -> None:
+    folder = tmp_path / "sdxl"
+    shutil.copytree(folders["sdxl"], folder)
+    index = json.loads((folder / "model_index.json").read_text())
+    (folder / "model_index.json").write_text(json.dumps(index | {"force_zeros_for_empty_prompt": folders_own}))
+    backbone = load(BackboneConfig(kind="sdxl", path=str(folder), unconditional=unconditional), CPU)  # type: ignore[arg-type]
+    pipe = stock(folder)
+    pipe.register_to_config(force_zeros_for_empty_prompt=folders_own if zeros is None else zeros)
+    protocol = replace(backbone.protocol(), sampler="euler", num_inference_steps=4, guidance_scale=GUIDANCE)
+    pipe.scheduler = FewStepScheduler.of(protocol, pipe.scheduler)
+    theirs = drawn(pipe, protocol, "sdxl", noise(backbone))
+    assert (ours(backbone, protocol, "sdxl", noise(backbone)) - theirs).abs().max() <= 1e-4 and theirs.std() > 0.01
+    pipe.register_to_config(force_zeros_for_empty_prompt=not pipe.config.force_zeros_for_empty_prompt)
+    assert (drawn(pipe, protocol, "sdxl", noise(backbone)) - theirs).abs().max() > 1e-3
+
+
+@pytest.mark.parametrize("family", ["sd3", "sit", "flux2", "z_image"])
+def test_an_unconditional_is_refused_where_a_family_has_one_alone(family: str) -> None:
+    with pytest.raises(
+        UserError, match=rf"unconditional = 'zeros': models of kind '{family}' are guided against one"
+    ):
+        load(BackboneConfig(kind=family, path="nowhere", unconditional="zeros"), CPU)
+
+
+def test_an_unconditional_contradicts_a_negative_prompt(folders: dict[str, Path], tmp_path: Path) -> None:
+    shutil.copytree(folders["sdxl"], tmp_path / "sdxl")
+    write_protocol(replace(backbone_of(folders, "sdxl").protocol(), negative_prompt="a cross"), tmp_path / "sdxl")
+    with pytest.raises(UserError, match=r"has a negative prompt, which backbone.unconditional = 'zeros' contradicts"):
+        load(BackboneConfig(kind="sdxl", path=str(tmp_path / "sdxl"), unconditional="zeros"), CPU)
+    load(BackboneConfig(kind="sdxl", path=str(tmp_path / "sdxl")), CPU)
+
+
+def test_a_guided_student_is_refused_another_unconditional_than_its_pipelines() -> None:
+    backbone = Rehearsal(BackboneConfig(kind="sdxl", path="", unconditional="empty_prompt"), Protocol())
+    parts = backbone, OptimiserConfig(), None, EmaConfig(), World()
+    Roles(*parts)
+    with pytest.raises(UserError, match=r"backbone\.unconditional is what a teacher is guided against"):
+        Roles(*parts, student_guidance=4.5)
 
 
 def test_eps_models_start_from_pure_noise(folders: dict[str, Path]) -> None:

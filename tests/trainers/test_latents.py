@@ -10,6 +10,7 @@ from PIL import Image
 from benchmarks.config import UserError
 from metrics.base import Prompt
 from tests.trainers.closed_form import PointBackbone
+from trainers.backbones.base import BackboneConfig
 from trainers.base import World
 from trainers.draws import Draws
 from trainers.latents import Pairs, PictureLatents, TeacherSamples, TeacherSamplesConfig
@@ -123,6 +124,18 @@ def test_whatever_decides_a_sample_decides_its_file(tmp_path: Path) -> None:
     before = len(list(tmp_path.iterdir()))
     drawn(samples(tmp_path, PointBackbone((0.0, 0.0), SPREAD)), Draws(0))  # another teacher
     assert len(list(tmp_path.iterdir())) == before + 3
+
+
+def test_what_a_guided_teacher_is_guided_against_decides_too_where_it_is_not_the_models_own(tmp_path: Path) -> None:
+    backbone = PointBackbone(MEAN, SPREAD)
+    for unconditional, files in (("model", 1), ("zeros", 2), ("empty_prompt", 3)):
+        backbone.settings = BackboneConfig(path="", unconditional=unconditional)  # type: ignore[arg-type]
+        samples(tmp_path, backbone, 5.0, count=4, steps=2).pairs(BATCHES[0], Draws(0), 1)
+        assert len(list(tmp_path.glob("*"))) == files
+    for _ in range(2):  # without guidance it decides nothing
+        samples(tmp_path, backbone, 1.0, count=4, steps=2).pairs(BATCHES[0], Draws(0), 1)
+        backbone.settings = BackboneConfig(path="")
+        assert len(list(tmp_path.glob("*"))) == 4
 
 
 def test_two_processes_draw_the_set_of_one_together_and_each_takes_its_rows(tmp_path: Path) -> None:

@@ -148,6 +148,13 @@ def laws(table: dict[str, Any]) -> Iterator[RenoiseLaw | DynaRsConfig]:
             yield from laws(value)
 
 
+def test_dmdrs_teacher_on_sdxl_is_guided_against_the_empty_text_and_nobody_elses() -> None:
+    of_dmdr = {"dmdr-v1-sdxl", "dmdr-v1-sdxl-1step", "dmdr-v2-sdxl", "dmdr-v2-sdxl-1step"}
+    stated = {name: one.build().backbone.unconditional for name, one in PRESETS.items()}
+    assert {name for name, one in stated.items() if one == "empty_prompt"} == of_dmdr
+    assert {one for name, one in stated.items() if name not in of_dmdr} == {"model"}
+
+
 @pytest.mark.parametrize("name", [name for name, one in PRESETS.items() if one.build().backbone.kind == "sdxl"])
 def test_sdxl_is_noised_to_timesteps(name: str) -> None:
     """The authors draw indices of SDXL's table; the same law of flow levels is another one of timesteps."""

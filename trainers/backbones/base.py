@@ -17,7 +17,7 @@ from torch import Tensor, nn
 from benchmarks.config import config
 from benchmarks.protocol import Protocol as SamplingProtocol
 from benchmarks.samplers import Level
-from metrics.base import Registry
+from metrics.base import Registry, UserError
 from trainers.backbones.prompt_store import keep_prompts
 
 Role = Literal["teacher", "student", "fake_score", "reference"]
@@ -59,6 +59,9 @@ class BackboneConfig:
     # Tokens of a prompt that the family's long text encoder reads, as pipelines' max_sequence_length: SD3's T5,
     # FLUX.2's and Z-Image's language models. The student's protocol keeps it. 0 = the folder's own
     max_text_length: int = 0
+    # What the teacher's guidance is against: as the base's own pipeline has it, zeros in the place of a text, or the
+    # encoded empty text. Of families that know both (SDXL), with unguided students
+    unconditional: Literal["model", "zeros", "empty_prompt"] = "model"
     training: Literal["lora", "full"] = "lora"
     # Of the fake score, where it is another: an adapter on the frozen base beside a full student (DMDR's one-step
     # SDXL). "" = as `training`
@@ -210,7 +213,14 @@ def available() -> dict[str, Loader]:
 def load(settings: BackboneConfig, device: torch.device) -> Backbone:
     """Load a model. What it keeps of prompts: `trainers.backbones.prompt_store`.
 
-    Raises UserError for an unknown kind or a folder that is not such a model."""
-    backbone = _BACKBONES.find(settings.kind)(settings, device)
+    Raises UserError for an unknown kind, a folder that is not such a model, and an unconditional that none of the
+    kind knows."""
+    loader = _BACKBONES.find(settings.kind)
+    if settings.unconditional != "model" and not getattr(loader, "guided_against_zeros", False):
+        raise UserError(
+            f"backbone.unconditional = {settings.unconditional!r}: models of kind {settings.kind!r} are guided "
+            "against one thing alone, their own: leave it out"
+        )
+    backbone = loader(settings, device)
     keep_prompts(backbone, settings)
     return backbone

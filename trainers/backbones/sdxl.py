@@ -4,7 +4,8 @@ Trainers see flow: v = eps - x0 at level t. The bridge of benchmarks/vp.py shows
 the nearest timestep, and reads v from its answer; level 1 is the last timestep asked about pure noise.
 Conditioning: the last but one hidden states of both text encoders, the pooled output of the second, and six numbers
 (original size, crop, target size; here always the whole picture at its size). Guidance is against zeros where the
-folder says force_zeros_for_empty_prompt, as its pipeline does.
+folder says force_zeros_for_empty_prompt, as its pipeline does, unless `backbone.unconditional` says otherwise: DMD2's
+authors have zeros, DMDR's the encoded empty text.
 A renoise law draws levels unless it says on = "timesteps": uniform levels are timesteps of another law.
 A loss in v weighs one in eps by 1 / (1 - t)^2: `fake_score_loss = "eps"` in [trainer] trains the fake score as the
 UNet itself was, and so do `refl.regulariser_loss` and `dpo.loss` the student.
@@ -31,10 +32,17 @@ class Sdxl(Family):
 
     pipeline_class = StableDiffusionXLPipeline
     denoiser = "unet"
+    guided_against_zeros = True  # or against the empty text
 
     def __init__(self, settings: BackboneConfig, device: torch.device) -> None:
-        """Load the folder. Raises UserError where it is no StableDiffusionXLPipeline, or predicts something else."""
+        """Load the folder. Raises UserError where it is no StableDiffusionXLPipeline, or predicts something else, and
+        where it has a negative prompt and the settings another unconditional."""
         super().__init__(settings, device)
+        if settings.unconditional != "model" and self._protocol.negative_prompt:
+            raise UserError(
+                f"{settings.path}: its protocol has a negative prompt, which backbone.unconditional = "
+                f"{settings.unconditional!r} contradicts: leave one of them out"
+            )
         path = VpPath.of(self.pipeline.scheduler.config)
         if path is None:
             raise UserError(f"{settings.path}: its scheduler names no table of betas, or predicts neither eps nor v")
@@ -50,9 +58,10 @@ class Sdxl(Family):
         return list(zip(tokens, pooled, strict=True))
 
     def negative(self, count: int) -> Embeddings:
-        """Return zeros for an empty negative prompt where the folder asks for them."""
+        """Return zeros for an empty negative prompt where the settings, or else the folder, ask for them."""
         rows = super().negative(count)
-        zeros = not self._protocol.negative_prompt and self.pipeline.config.force_zeros_for_empty_prompt
+        own = not self._protocol.negative_prompt and self.pipeline.config.force_zeros_for_empty_prompt
+        zeros = {"zeros": True, "empty_prompt": False}.get(self.settings.unconditional, own)
         return tuple(torch.zeros_like(row) for row in rows) if zeros else rows
 
     def noise_scale(self, t: float) -> float:
