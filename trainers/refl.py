@@ -7,7 +7,8 @@ Above the margin m a reward has done its work; a margin that is never met makes 
 the stage began: where only prompts are given it stands for ReFL's pre-training loss on pictures.
 
 SRPO: the text feature f of a reward becomes (1 + k) f_pos - f_neg, the features of the prompt behind a praising and a
-dispraising prefix. Rewards that are inner products with f are linear in it: r = (1 + k) r_pos - r_neg.
+dispraising prefix. Rewards that are inner products with f are linear in it: r = (1 + k) r_pos - r_neg. The log holds
+that as `srpo/<id>`: it is no value of the metric, and `reward/<id>`, which would be, costs one more reading of text.
 
 Source: ReFL, Xu et al. 2023, arXiv:2304.05977, algorithm 1; the form on few-step students and its values: DMDR's
 authors' code; SRPO: Shen et al. 2025, arXiv:2509.06942, as in DMDR's code (the combined feature keeps its length).
@@ -103,15 +104,15 @@ def refl_losses(
     images, names = roles.backbone.decode(x0), rewards.differentiable
     changed = [name for name in names if c.text == "srpo" and name in (c.srpo.rewards or names)]
     scores = rewards.score(images, prompts, only=[name for name in names if name not in changed])
-    if changed:
-        scores |= srpo_scores(rewards, images, prompts, changed, c.srpo, roles)
-    losses = {"rl_loss": c.weight * hinge_loss(scores, rewards, c.margin)}
+    praised = srpo_scores(rewards, images, prompts, changed, c.srpo, roles) if changed else {}
+    logs = reward_logs(scores, roles.gather) | reward_logs(praised, roles.gather, "srpo")
+    losses = {"rl_loss": c.weight * hinge_loss(scores | praised, rewards, c.margin)}
     if c.regulariser == "self_pretrain":
         reference, z = roles.velocity("reference", prompts), roles.start(len(prompts), protocol)
         law, level_at = c.regulariser_renoise, roles.backbone.level_at
         loss = self_pretrain_loss(student, reference, z, protocol, roles.draws, law, level_at, c.regulariser_loss)
         losses["regulariser_loss"] = c.regulariser_weight * loss
-    return losses, reward_logs(scores, roles.gather)
+    return losses, logs
 
 
 def self_pretrain_loss(

@@ -195,13 +195,16 @@ def _prefixed(prompts: Sequence[Prompt], prefixes: Sequence[str]) -> list[Prompt
     return [replace(prompt, text=prefix + prompt.text) for prompt, prefix in zip(prompts, prefixes, strict=True)]
 
 
-def reward_logs(scores: Mapping[str, Tensor], gather: Callable[[Tensor], Tensor]) -> dict[str, float]:
+def reward_logs(
+    scores: Mapping[str, Tensor], gather: Callable[[Tensor], Tensor], kind: str = "reward"
+) -> dict[str, float]:
     """Return what a log shall hold of raw rewards [B]: mean and spread over the images of all processes.
 
-    A spread that shrinks while the mean climbs is a sign of hacking: the images become alike."""
+    A spread that shrinks while the mean climbs is a sign of hacking: the images become alike. kind: opens the names;
+    "reward" is a metric's own value of an image and its prompt."""
     scores = {name: gather(score.detach()) for name, score in scores.items()}
-    logs = {f"reward/{name}": score.mean().item() for name, score in scores.items()}
-    return logs | {f"reward_std/{name}": score.std(correction=0).item() for name, score in scores.items()}
+    logs = {f"{kind}/{name}": score.mean().item() for name, score in scores.items()}
+    return logs | {f"{kind}_std/{name}": score.std(correction=0).item() for name, score in scores.items()}
 
 
 def load_rewards(settings: Sequence[RewardConfig], device: torch.device) -> RewardBank:

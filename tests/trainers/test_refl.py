@@ -95,7 +95,10 @@ def test_srpo_is_one_plus_k_praised_less_the_dispraised_reward() -> None:
     score = same.rewards.score
     same.rewards.score = lambda images, *a, **k: seen.append(images[:, 0]) or score(images, *a, **k)  # type: ignore[method-assign,func-returns-value]
     same.step(PROMPTS, 0)
-    assert logs["reward/x1"] == pytest.approx((seen[0] * torch.tensor(factors)).mean().item(), rel=1e-5)
+    combined = seen[0] * torch.tensor(factors)
+    assert logs["srpo/x1"] == pytest.approx(combined.mean().item(), rel=1e-5)
+    assert logs["srpo_std/x1"] == pytest.approx(combined.std(correction=0).item(), rel=1e-5)
+    assert not any(name.startswith("reward") for name in logs)  # the metric's own value was never asked for
 
 
 def test_a_prefix_is_read_before_every_prompt() -> None:
