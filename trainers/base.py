@@ -7,7 +7,7 @@ protocol() -> Protocol            how the student is meant to be sampled
 state_dict / load_state_dict      resume is bit-exact
 """
 
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence, Set
 from dataclasses import dataclass, replace
 from functools import partial
 from typing import Annotated, Any, ClassVar, Literal, Protocol, TypeVar
@@ -246,6 +246,7 @@ class RolesTrainer:
 
     roles: Roles
     image_free = True  # whether no term needs pictures from outside; of the rewards, the bank knows
+    reward_settings: Set[str] = frozenset()  # those of rewards.READ_BY that a term reads
     _protocol: SamplingProtocol
 
     @classmethod
@@ -315,6 +316,7 @@ class Trainer(Protocol):
     roles: Roles
     prompts_per_step: int  # of each planned process
     image_free: bool
+    reward_settings: Set[str]  # those of rewards.READ_BY that a term reads
 
     def __init__(self, config: Any, backbone: Backbone, rewards: RewardBank, world: World) -> None: ...
 

@@ -30,7 +30,7 @@ from torch import Tensor
 from benchmarks.config import config
 from metrics.base import Prompt, UserError
 from trainers.backbones.base import Backbone
-from trainers.base import Guidance, Logs, Roles, RolesTrainer, SamplerConfig, World, register
+from trainers.base import Guidance, Logs, Roles, RolesTrainer, SamplerConfig, World, find, register
 from trainers.dmd import Normaliser, descend, fake_score_loss, student_loss
 from trainers.dpo import DpoTerm, follow, online_dpo_loss
 from trainers.dynamic import DynaDgConfig, DynaRsConfig
@@ -42,7 +42,7 @@ from trainers.learner import EmaConfig, OptimiserConfig
 from trainers.refl import ReflTerm, check_refl, refl_losses
 from trainers.renoised import Simulated, Simulation, check_simulation, renoised_rollout
 from trainers.rewards import RewardBank, RunningStatistics, reward_logs
-from trainers.rt_dm import RtDmConfig, reward_weights
+from trainers.rt_dm import RtDmConfig, check_rt_dm, reward_weights
 from trainers.schedules import StudentSampling
 
 
@@ -122,6 +122,7 @@ class Dmdr(RolesTrainer):
         self._protocol = c.student_protocol(backbone.protocol())
         self._stochastic = replace(self._protocol, sampler="cps", eta=c.rl_eta)
         self._check(c, rewards, backbone)
+        self.reward_settings = find(c.rl).reward_settings if c.reinforced else frozenset()
         kept = {"refl": c.refl.regulariser != "none", "dpo": True, "grpo": c.grpo.kl_weight > 0}[c.rl]
         fake_score = c.fake_score if c.distils else None
         self.roles = Roles(backbone, c.student, fake_score, c.ema, world, reference=c.reinforced and kept)
@@ -239,6 +240,8 @@ class Dmdr(RolesTrainer):
         c.dp_first_step.check(self._protocol)
         if self.trains_on_rewards(c) and not rewards.ids:
             raise UserError(f'trainer.phase = "{c.phase}" needs a reward: add a [[rewards]] table')
+        if c.phase == "rt_dm":
+            check_rt_dm(c.rt_dm, rewards)
         if c.reinforced and c.rl == "refl":
             check_refl(c.refl, rewards)
         if c.reinforced and c.rl == "grpo":

@@ -88,6 +88,7 @@ def online_dpo_loss(
 ) -> tuple[dict[str, Tensor], Logs]:
     """Return (the loss on pairs of the student's own images of P prompts, what the log shall hold of the rewards)."""
     rolled = roll_out_groups(roles, rewards, prompts, c.group_size, protocol)
+    rewards.observe(rolled.scores)
     winner_P, loser_P = choose_pairs(rewards.total(rolled.scores), c.group_size)
     pairs = [*prompts, *prompts]
     student, reference = roles.velocity("student", pairs), roles.velocity("reference", pairs)
@@ -118,6 +119,7 @@ class Dpo(RewardTrainer):
     """The trainer."""
 
     Config = DpoConfig
+    reward_settings = frozenset({"normalise"})
 
     def __init__(self, config: DpoConfig, backbone: Backbone, rewards: RewardBank, world: World) -> None:
         if not rewards.ids:

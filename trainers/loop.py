@@ -48,10 +48,12 @@ from trainers.pause import Pause
 from trainers.progress import Progress
 from trainers.prompts import TrainingPrompts
 from trainers.rehearsal import Rehearsal, rehearsed
-from trainers.rewards import load_rewards
+from trainers.rewards import check_settings, load_rewards
 
 # Of a checkpoint
-PARTS = frozenset({"position", "passes", "prompt_positions", "log_lines", "recent", "curves", "stages", "trainer"})
+PARTS = frozenset(
+    {"position", "passes", "prompt_positions", "log_lines", "recent", "curves", "stages", "rewards", "trainer"}
+)
 # What may change between starts
 FREE = frozenset({"name", "benchmark", "export", "backbone.name", "backbone.sharded", "backbone.compile"})
 
@@ -145,6 +147,7 @@ class Loop:
         """Make the trainer of every stage without its networks: what a later one refuses shows now.
 
         Raises UserError naming the stage."""
+        read = set[str]()
         for name, (kind, settings) in self._methods.items():
             backbone = Rehearsal(self.run.backbone, self.backbone.protocol())
             world = World(f"{self.run.seed}/{name}")
@@ -153,6 +156,9 @@ class Loop:
                 rehearsed(kind, settings, backbone, self.rewards, world) as made,
             ):
                 self._streams[name].check(made.prompts_per_step * self.run.processes)
+                read |= made.reward_settings
+        with located(f"{where}: rewards"):
+            check_settings(self.run.rewards, read)
 
     def _make_trainer(self, stage: str) -> Trainer:
         accelerator, (trainer, settings) = self.accelerator, self._methods[stage]
@@ -328,6 +334,7 @@ class Loop:
                 "curves": self._curves,
                 "stages": self._stages,
                 "trainer": trainer.state_dict(),
+                "rewards": self.rewards.state_dict(),
             }
             save_state(self.folder, state)
         self.accelerator.wait_for_everyone()
@@ -342,6 +349,7 @@ class Loop:
             self._log_lines, self._recent = state["log_lines"], state["recent"]
             trainer.load_state_dict(state["trainer"])
             self._prompts.load_state_dict(state["prompt_positions"])
+            self.rewards.load_state_dict(state["rewards"])
             self.backbone.passes = state["passes"]
             self._curves, self._stages = state["curves"], state["stages"]
 

@@ -1,8 +1,8 @@
 """ReFL: a differentiable reward, propagated back through one call of the student, the decoder and the reward model.
 
-    L = w sum_j c_j mean_B relu(m - r_j(x0) / scale_j) + w_reg L_reg
+    L = w sum_j c_j mean_B relu(m_j - r_j(x0) / scale_j) + w_reg L_reg
 
-Above the margin m a reward has done its work; a margin that is never met makes the hinge linear. The regulariser
+Above its margin m_j a reward has done its work; a margin that is never met makes the hinge linear. The regulariser
 `self_pretrain` is the loss that the base was trained by, of velocity or eps, on samples of the student as it was when
 the stage began: where only prompts are given it stands for ReFL's pre-training loss on pictures.
 
@@ -57,7 +57,7 @@ class ReflTerm:
     """The loss; see the module's docstring."""
 
     weight: float = 1.0  # w, of all rewards together
-    margin: float = 0.7  # m
+    margin: float = 0.7  # m of rewards without a margin of their own
     text: Literal["prompt", "srpo"] = "prompt"
     srpo: SrpoConfig = SrpoConfig()
     regulariser: Literal["none", "self_pretrain"] = "none"
@@ -71,11 +71,13 @@ class ReflTerm:
 
 
 def hinge_loss(scores: Mapping[str, Tensor], rewards: RewardBank, margin: float) -> Tensor:
-    """Return sum_j c_j mean relu(m - r_j / scale_j) of raw rewards [B]; its gradient at r_j is -c_j / (scale_j B)."""
-    settings = {one.id: one for one in rewards.settings}
+    """Return sum_j c_j mean relu(m_j - r_j / scale_j) of raw rewards [B]; its gradient at r_j is -c_j / (scale_j B).
+
+    margin: of rewards without their own. Where one is normalised, m_j and -c_j are of its deviations."""
+    margins = {one.id: margin if one.margin is None else one.margin for one in rewards.settings}
     parts = [
-        settings[name].weight * torch.relu(margin - score / settings[name].scale).mean()
-        for name, score in scores.items()
+        rewards.weights[name] * torch.relu(margins[name] - score).mean()
+        for name, score in rewards.levelled(scores).items()
     ]
     return torch.stack(parts).sum()
 
@@ -106,6 +108,7 @@ def refl_losses(
     scores = rewards.score(images, prompts, only=[name for name in names if name not in changed])
     praised = srpo_scores(rewards, images, prompts, changed, c.srpo, roles) if changed else {}
     logs = reward_logs(scores, roles.gather) | reward_logs(praised, roles.gather, "srpo")
+    rewards.observe(scores | praised)
     losses = {"rl_loss": c.weight * hinge_loss(scores | praised, rewards, c.margin)}
     if c.regulariser == "self_pretrain":
         reference, z = roles.velocity("reference", prompts), roles.start(len(prompts), protocol)
@@ -139,6 +142,8 @@ def check_refl(c: ReflTerm, rewards: RewardBank) -> None:
         raise UserError("trainer.refl needs a differentiable reward: add a [[rewards]] table, or train by grpo")
     if flat := [name for name in rewards.ids if name not in rewards.differentiable]:
         raise UserError(f"trainer.refl: no gradient reaches reward {', '.join(flat)}: leave it out, or train by grpo")
+    if c.margin != ReflTerm().margin and all(one.margin is not None for one in rewards.settings):
+        raise UserError("trainer.refl.margin: every reward has a margin of its own: leave it out")
     for name in c.srpo.rewards:
         if name not in rewards.differentiable:
             raise UserError(f"trainer.refl.srpo.rewards: {name!r} is not among the differentiable rewards")
@@ -173,6 +178,7 @@ class Refl(RewardTrainer):
     """The trainer: nothing but the reward, and the regulariser where one is set."""
 
     Config = ReflConfig
+    reward_settings = frozenset({"margin", "normalise"})
 
     def __init__(self, config: ReflConfig, backbone: Backbone, rewards: RewardBank, world: World) -> None:
         check_refl(config.refl, rewards)

@@ -49,6 +49,11 @@ class ReinforceConfig:
         if self.rl == "none" and not self.det_term and self.dm_steps == "none":
             raise ValueError("every term is off: set rl, det_term or dm_steps")
 
+    @property
+    def reward_settings(self) -> frozenset[str]:
+        """The settings of a reward, besides weight and scale, that stage II reads."""
+        return frozenset({"normalise"} if self.det_term else ())
+
 
 def check_reinforce(c: ReinforceConfig, eta: float, stochastic: int, rewards: RewardBank) -> None:
     """Raise UserError where stage II's settings, sampler and rewards contradict each other."""

@@ -2,15 +2,18 @@
 
     R(x, c) = sum_j weight_j r_j(x, c) / scale_j
 
-Raw values are logged; `scale` only brings metrics of different units onto one (CLIP logit / 100, PickScore / 26).
+Raw values are logged; `scale` only brings metrics of different units onto one (CLIP logit / 100, PickScore / 26), or
+`normalise` does by what the training has seen: (r_j - m_j) / (sigma_j + 1e-4) stands for r_j / scale_j, with mean and
+deviation of the batches so far, of all processes, without gradient.
 An image for which a metric finds no value (a rating that cannot be read) is neither praised nor blamed: it gets the
 mean of its prompt's other images, and the log counts it as `reward_missing/<id>`.
 Axes: B images [B, 3, H, W] in [0, 1].
 """
 
 from collections import Counter
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence, Set
 from dataclasses import replace
+from typing import Literal
 
 import torch
 from torch import Tensor
@@ -20,6 +23,7 @@ from benchmarks.config import config
 from metrics.base import Prompt, UserError
 
 EPSILON = 1e-4  # added to running standard deviations
+DECAY = 0.99  # of running statistics
 REMEMBERED = 4096  # pictures whose rows a reward without gradient keeps: detectors and readers are slow
 
 
@@ -31,10 +35,22 @@ class RewardConfig:
     weight: float = 1.0
     scale: float = 1.0  # raw values are divided by it
     prompt_prefix: str = ""  # what the metric reads before every prompt, such as "Realistic photo " (DMDR, HPS)
+    # m_j of ReFL's hinge, in the unit of what it is held against: r / scale, negated where less is better, or
+    # deviations where it is normalised; None = refl.margin
+    margin: float | None = None
+    # Of ReFL's hinge, DPO's pairs and RTDMD's direct term; advantages (GRPO) and RT-DM's exp are normalised anyway
+    normalise: Literal["none", "running"] = "none"
+    decay: float = DECAY  # of the running mean and deviation
 
     def __post_init__(self) -> None:
         if self.weight <= 0 or self.scale <= 0:
             raise ValueError("weight and scale must be above 0")
+        if not 0 <= self.decay < 1:
+            raise ValueError("decay must lie in [0, 1)")
+        if self.normalise == "running" and self.scale != 1:
+            raise ValueError('normalise = "running" puts its deviation in the place of scale: leave one of them out')
+        if self.normalise == "none" and self.decay != DECAY:
+            raise ValueError('decay is of normalise = "running": set that, or leave it out')
 
 
 class RewardBank:
@@ -46,6 +62,7 @@ class RewardBank:
         self._metrics = {one.id: loaded[one.id] for one in settings}
         self._missing = Counter[str]()
         self._scored = Counter[str]()
+        self._running = {one.id: RunningStatistics(one.decay) for one in settings if one.normalise == "running"}
         self.gather: Callable[[Tensor], Tensor] = lambda rows: rows  # the rows of all processes
 
     @property
@@ -98,12 +115,45 @@ class RewardBank:
 
     def total(self, scores: Mapping[str, Tensor], only: Sequence[str] | None = None) -> Tensor:
         """Return R [B] of the rewards named in `only` (default: all)."""
-        parts = [one.weight / one.scale * scores[one.id] for one in self.settings if only is None or one.id in only]
+        parts = []
+        for one in self.settings:
+            if only is None or one.id in only:
+                m, d = self._unit(one)
+                parts.append(one.weight / d * (scores[one.id] - m))
         return torch.stack(parts).sum(dim=0)
 
+    def levelled(self, scores: Mapping[str, Tensor]) -> dict[str, Tensor]:
+        """Return r_j / scale_j of the raw rewards [B] there are, by id, or (r_j - m_j) / (sigma_j + 1e-4)."""
+        units = {one.id: self._unit(one) for one in self.settings if one.id in scores}
+        return {name: (score - units[name][0]) / units[name][1] for name, score in scores.items()}
+
+    def observe(self, scores: Mapping[str, Tensor]) -> None:
+        """Take raw rewards [B] into the running statistics of those that are normalised by them.
+
+        Once for each training batch, before a loss is made of it, by all processes together."""
+        for name, statistics in self._running.items():
+            if name in scores:
+                statistics.update({name: self.gather(scores[name].detach())})
+
+    def state_dict(self) -> dict[str, tuple[float, float, float]]:
+        """Return the running statistics, by id."""
+        return {name: one for statistics in self._running.values() for name, one in statistics.state_dict().items()}
+
+    def load_state_dict(self, state: Mapping[str, tuple[float, float, float]]) -> None:
+        """Continue from what `state_dict` gave."""
+        for name, one in state.items():
+            self._running[name].load_state_dict({name: one})
+
     def scaled(self, scores: Mapping[str, Tensor]) -> dict[str, Tensor]:
-        """Return r_j / scale_j of raw rewards [B] by id, on one scale and not yet weighted."""
+        """Return r_j / scale_j of raw rewards [B] by id for advantages, which divide by deviations of their own."""
         return {one.id: scores[one.id] / one.scale for one in self.settings}
+
+    def _unit(self, one: RewardConfig) -> tuple[float, float]:
+        """Return (m, d) of what stands for a raw reward in a loss, (r - m) / d."""
+        if one.id not in self._running:
+            return 0.0, one.scale
+        m, sigma = self._running[one.id].mean_and_std(one.id)
+        return m, sigma + EPSILON
 
     def _score(self, name: str, images: Tensor, prompts: Sequence[Prompt]) -> Tensor:
         metric = self._metrics[name]
@@ -157,7 +207,7 @@ class RunningStatistics:
 
     m_n = sum_k decay^(n-k) mean_k / sum_k decay^(n-k), likewise of the squares; they bring rewards onto one scale."""
 
-    def __init__(self, decay: float = 0.99) -> None:
+    def __init__(self, decay: float = DECAY) -> None:
         self.decay = decay
         self._sums: dict[str, tuple[float, float, float]] = {}  # of 1, r and r^2, decayed
 
@@ -205,6 +255,21 @@ def reward_logs(
     scores = {name: gather(score.detach()) for name, score in scores.items()}
     logs = {f"{kind}/{name}": score.mean().item() for name, score in scores.items()}
     return logs | {f"{kind}_std/{name}": score.std(correction=0).item() for name, score in scores.items()}
+
+
+READ_BY = {
+    "margin": "ReFL's hinge has one for each reward; that of RTDMD's direct term, reinforce.det_margin, is of R",
+    "normalise": "ReFL's hinge, DPO's pairs and RTDMD's direct term do; advantages and RT-DM have their own",
+}
+
+
+def check_settings(settings: Sequence[RewardConfig], read: Set[str]) -> None:
+    """Raise UserError where a reward has a margin or is normalised, and no stage of the run reads that setting."""
+    for one in settings:
+        given = {"margin": one.margin is not None, "normalise": one.normalise != "none"}
+        for key in READ_BY:
+            if given[key] and key not in read:
+                raise UserError(f"{one.id}: no stage reads {key} ({READ_BY[key]}): leave it out")
 
 
 def load_rewards(settings: Sequence[RewardConfig], device: torch.device) -> RewardBank:

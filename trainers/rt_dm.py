@@ -22,7 +22,7 @@ from torch import Tensor
 
 from benchmarks.config import config
 from metrics.base import UserError
-from trainers.rewards import RewardBank, RunningStatistics
+from trainers.rewards import DECAY, RewardBank, RunningStatistics
 
 
 @config
@@ -33,13 +33,22 @@ class RtDmConfig:
     temperature: float = 1.0  # τ
     low: float = 0.1  # w is clamped to [low, high]
     high: float = 10.0
-    decay: float = 0.99  # of the rewards' running mean and deviation
+    decay: float = DECAY  # of the rewards' running mean and deviation
 
     def __post_init__(self) -> None:
         if self.temperature <= 0 or not 0 <= self.low <= 1 <= self.high:
             raise ValueError("temperature must be above 0, and low and high satisfy 0 <= low <= 1 <= high")
         if not 0 <= self.decay < 1:
             raise ValueError("decay must lie in [0, 1)")
+
+
+def check_rt_dm(c: RtDmConfig, rewards: RewardBank) -> None:
+    """Raise UserError where the weight is of raw rewards, and one of them is to be normalised."""
+    for one in rewards.settings:
+        if c.kind in ("linear", "raw_exp") and one.normalise != "none":
+            raise UserError(
+                f'trainer.rt_dm.kind = "{c.kind}" is of raw rewards, and {one.id} is normalised: set it to "exp"'
+            )
 
 
 @torch.no_grad()

@@ -93,6 +93,7 @@ class Rtdmd(RolesTrainer):
         config.ac_dmd.check(self._levels, config.sampler.cps_eta)
         if config.phase == "reinforce":
             check_reinforce(config.reinforce, config.sampler.cps_eta, self._last - 1, rewards)
+            self.reward_settings = config.reinforce.reward_settings
         self.prompts_per_step = (
             config.cold_start.batch_size if config.phase == "cold_start" else config.reinforce.groups
         )
@@ -134,6 +135,7 @@ class Rtdmd(RolesTrainer):
         scores = self._score(steps[self._last].x0, members)
         # 3. Keep the fake score on the student's distribution
         logs = reward_logs(scores, self.world.gather)
+        self.rewards.observe(scores)
         if c.dm_steps != "none":
             logs |= self._update_fake_score(networks, *self._anchor(steps[k_dm], self.roles.draws))
         # 4. Advantages within the groups; images of groups without contrast are dropped

@@ -43,6 +43,26 @@ def test_the_hinge_pushes_what_lies_below_the_margin_and_nothing_else() -> None:
     assert r.grad is not None and r.grad.tolist() == pytest.approx([-0.75, -0.75, 0, 0])
 
 
+def two(**of_b: float | None) -> RewardBank:
+    metrics = {name: FirstCoordinate(name, 0, True) for name in "ab"}
+    return RewardBank([RewardConfig(id="a"), RewardConfig(id="b", weight=3.0, **of_b)], metrics)  # type: ignore[arg-type]
+
+
+def test_a_reward_may_have_a_margin_of_its_own() -> None:
+    scores = {name: torch.tensor([0.2, 0.6, 1.6]) for name in "ab"}
+    own = hinge_loss(scores, two(margin=0.5, scale=2.0), margin=0.7)
+    assert own.item() == pytest.approx((0.5 + 0.1) / 3 + 3 * (0.4 + 0.2) / 3)
+    assert torch.equal(hinge_loss(scores, two(margin=0.7), 0.7), hinge_loss(scores, two(), 0.7))
+
+
+def test_a_margin_that_no_reward_is_held_to_is_refused() -> None:
+    own = bank(margin=0.5)
+    trainer(own)
+    trainer(two(margin=0.5), refl=ReflTerm(margin=0.3))  # of "a"
+    with pytest.raises(UserError, match=r"trainer.refl.margin: every reward has a margin of its own"):
+        trainer(own, refl=ReflTerm(margin=0.3))
+
+
 def test_a_rewards_scale_divides_it_before_the_margin() -> None:
     r = torch.tensor([20.0, 30.0], requires_grad=True)
     hinge_loss({"x1": r}, bank(scale=26.0), margin=1.0).backward()
