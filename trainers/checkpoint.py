@@ -79,7 +79,7 @@ def load_state(folder: Path, parts: frozenset[str] = frozenset()) -> dict[str, A
     except (RuntimeError, pickle.UnpicklingError, EOFError) as error:
         raise UserError(f"{path}: not a readable checkpoint ({error}); {advice}") from error
     if not isinstance(state, dict) or not parts <= state.keys():
-        raise UserError(f"{path}: not the checkpoint of a training; {advice}")
+        raise UserError(f"{path}: not the checkpoint of a training, or one of another version; {advice}")
     return state
 
 

@@ -16,7 +16,7 @@ from tests.trainers.tiny_run import assert_same, killed_at, log_lines, settings
 from trainers import dpo as dpo_module
 from trainers import loop as loop_module
 from trainers.base import Trainer, World, find
-from trainers.checkpoint import load_state, save_state
+from trainers.checkpoint import load_state
 from trainers.config import RunConfig
 from trainers.loop import Loop
 from trainers.refl import hinge_loss
@@ -193,18 +193,6 @@ def test_an_interrupted_run_goes_on_with_the_statistics_bit_for_bit(
 
 
 @pytest.mark.usefixtures("redness")
-def test_a_checkpoint_from_before_there_were_statistics_is_gone_on_with(
-    pipeline_folder: Path, prompt_file: Path, tmp_path: Path
-) -> None:
-    run = run_of(pipeline_folder, prompt_file, {"batch_size": 2}, {})
-    killed_at(Loop("refl", run, tmp_path / "run"), 3)
-    state = load_state(tmp_path / "run")
-    assert state is not None and state.pop("rewards") == {}
-    save_state(tmp_path / "run", state)
-    Loop("refl", run, tmp_path / "run").train()
-    assert log_lines(tmp_path / "run")[-1]["iteration"] == 4
-
-
 @pytest.mark.usefixtures("redness")
 @pytest.mark.parametrize(
     ("method", "trainer", "reward", "message"),
