@@ -83,6 +83,8 @@ def token_head(tokens: int, width: int) -> nn.Sequential:
 def conv_head(tokens: int, width: int) -> nn.Sequential:
     """Return DMD2's head of a UNet's middle block, [B, L, D] row by row -> [B, 1]: halved to 4 x 4, then to 1 x 1.
 
+    GroupNorm has 32 groups as in the code, fewer where the block is so narrow that a group would have fewer than four
+    channels: at 1 x 1 a channel by itself is always normalised to 0.
     Raises UserError where the tokens are no square of 4 · 2^n a side."""
     side = math.isqrt(tokens)
     halvings = int(math.log2(max(side, 4) / 4))
@@ -91,13 +93,14 @@ def conv_head(tokens: int, width: int) -> nn.Sequential:
             f'trainer.gan.head = "conv" needs a square of 4, 8, 16, ... tokens a side, this backbone gives {tokens} '
             'in all; set it to "tokens"'
         )
+    groups = max(n for n in (1, 2, 4, 8, 16, 32) if width % n == 0 and n <= max(1, width // 4))
     shapes = [(2, 1)] * halvings + [(4, 0)]  # stride, padding
     blocks = [
         layer
         for stride, padding in shapes
         for layer in (
             nn.Conv2d(width, width, 4, stride, padding),
-            nn.GroupNorm(math.gcd(32, width), width),
+            nn.GroupNorm(groups, width),
             nn.SiLU(),
         )
     ]

@@ -5,11 +5,12 @@
 Each stage of a preset runs three iterations on a shrunken random checkpoint of its family (tests/shrunken): once
 without a stop, once interrupted after the second iteration of every stage and started again. Both must leave the same
 checkpoints, log and student, and the student must have moved. What is shrunken: batches to those of one process,
-groups, the number of pairs, a discriminator's head, and R, so that the student is updated within three iterations; a
-student with a start of its own starts from the same checkpoint. All else is the preset's own. Rewards and LPIPS are
-stand-ins in closed form with the cards of the real metrics (so with or without a gradient, as they are), because no
-weights are at hand. Prints a Markdown table; exit code 1 where a preset fails. What has passed is kept in
-build/presets.json, under a digest of the preset and the trainers' sources: started again, only the rest is run.
+groups, the number of pairs, and R, so that the student is updated within three iterations; a student with a start of
+its own starts from the same checkpoint. SDXL's pictures are larger than the other families', so that its
+discriminator has a middle block that it can halve. All else is the preset's own. Rewards and LPIPS are stand-ins in
+closed form with the cards of the real metrics (so with or without a gradient, as they are), because no weights are at
+hand. Prints a Markdown table; exit code 1 where a preset fails. What has passed is kept in build/presets.json, under
+a digest of the preset and the trainers' sources: started again, only the rest is run.
 """
 
 import hashlib
@@ -47,6 +48,7 @@ from trainers.rewards import RewardBank, RewardConfig
 ROOT = Path(__file__).resolve().parents[2]
 KNOWN = ROOT / "build" / "presets.json"
 FAMILIES = {"sd3": "sd3-t5", "sdxl": "sdxl", "flux2": "flux2", "z_image": "z_image", "sit": "sit"}
+RESOLUTION = {"sdxl": 128}  # pixels; the middle of the UNet is 8 x 8. Of the others the folder's own
 ITERATIONS, STOP = 3, 2
 SMALL = {"batch_size": 4, "groups": 2, "group_size": 4, "fake_score_updates": 1, "count": 4}
 
@@ -128,11 +130,11 @@ def shrunken_run(preset: Preset, families: Path, place: Path) -> RunConfig:
         for name, stage in run.stages.items()
     }  # fmt: skip
     folder = str(family_folder(kind, families))
-    start = folder if run.backbone.student_path else ""
+    start, side = folder if run.backbone.student_path else "", RESOLUTION.get(kind, 0)
+    backbone = replace(run.backbone, path=folder, student_path=start, resolution=side)
     return replace(
-        run, device="cpu", processes=1, backbone=replace(run.backbone, path=folder, student_path=start, resolution=0),
-        prompts=prompts, trainer={}, stages=stages, canary=CanaryConfig(),
-        checkpoint_every=1, log_every=1, benchmark="",
+        run, device="cpu", processes=1, backbone=backbone, prompts=prompts, trainer={}, stages=stages,
+        canary=CanaryConfig(), checkpoint_every=1, log_every=1, benchmark="",
     )  # fmt: skip
 
 
@@ -141,8 +143,6 @@ def _small(table: Mapping[str, Any], place: Path) -> dict[str, Any]:
     for key, value in table.items():
         if isinstance(value, dict):
             small[key] = _small(value, place)
-        elif key == "head":
-            small[key] = "tokens"  # a shrunken UNet's middle is too small to be halved
         elif key == "folder":
             small[key] = str(place / "teacher-samples")
         else:

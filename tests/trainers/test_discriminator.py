@@ -81,6 +81,16 @@ def test_conv_head_halves_the_grid_down_to_one_logit(side: int, layers: int) -> 
     assert square.shape == (1, 8, side, side) and square[0, 0, 0, 1] == 1 and square.sum() == 1
 
 
+@pytest.mark.parametrize(("width", "groups"), [(1280, 32), (128, 32), (48, 8), (32, 8), (8, 2), (9, 1)])
+def test_conv_head_has_32_groups_or_as_many_as_leave_a_gradient(width: int, groups: int) -> None:
+    """SDXL's middle block has 1280 channels; a shrunken one would leave each group one, whose norm at 1 x 1 is 0."""
+    head, features = conv_head(16, width), torch.randn(2, 16, width, requires_grad=True)
+    assert [layer.num_groups for layer in head if isinstance(layer, nn.GroupNorm)] == [groups]
+    logits = head(features)
+    (gradient,) = torch.autograd.grad(logits[0, 0], features)
+    assert logits[0] != logits[1] and gradient[0].abs().max() > 1e-4 and not gradient[1].any()
+
+
 @pytest.mark.parametrize("tokens", [4, 12, 36, 100])
 def test_conv_head_refuses_other_grids_by_the_name_of_the_setting(tokens: int) -> None:
     with pytest.raises(UserError, match=r"trainer\.gan\.head"):
