@@ -8,6 +8,7 @@ import pytest
 import torch
 from torch import Tensor, nn
 
+from benchmarks.config import UserError
 from metrics.base import Prompt
 from tests.perf import training_step
 from tests.perf.training_step import (
@@ -20,6 +21,7 @@ from tests.perf.training_step import (
     cases,
     keep_prompts,
     main,
+    measured,
     network_share,
     networks_of,
     operations_ratio,
@@ -85,15 +87,22 @@ def test_every_method_has_a_case_and_dmdr_one_with_each_of_its_rewards() -> None
 def test_a_missed_bar_is_told_and_is_the_exit_code(
     times: Times | None, code: int, told: str, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    def measured(_: Arguments) -> Iterator[Found]:
+    def found(_: Arguments) -> Iterator[Found]:
         yield Found("refl", 1.0, times)
         yield Found("dpo", 1.0, GOOD if times else None)  # a good case after a bad one mends nothing
 
-    monkeypatch.setattr(training_step, "measured", measured)
+    monkeypatch.setattr(training_step, "measured", found)
     assert main(Arguments(rounds=5 if times else 0)) == code
     shown = capsys.readouterr().out
     assert told in shown and shown.startswith("refl")
     assert ("not timed" in shown) == (times is None) and ("network 97.0%" in shown) == (times is not None)
+
+
+def test_a_round_is_timed_as_a_whole() -> None:
+    with pytest.raises(UserError, match=r"--iterations 6: refl needs a multiple of 4"):
+        next(measured(Arguments(methods=("dp_dmd", "refl"), iterations=6)))
+    with pytest.raises(UserError, match=r"no \['refI'\]; did you mean 'refl'"):
+        next(measured(Arguments(methods=("refI",))))
 
 
 def test_networks_are_the_modules_entered_from_outside_of_any(world: World) -> None:

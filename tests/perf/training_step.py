@@ -35,13 +35,14 @@ from typing import Any, Literal
 from unittest.mock import patch
 
 import torch
-import tyro
 from torch import Tensor, nn
 from torch.nn.modules.module import register_module_forward_hook, register_module_forward_pre_hook
 from torch.utils._python_dispatch import TorchDispatchMode
 from torch.utils.flop_counter import flop_registry
 
+from benchmarks.cli import parse
 from benchmarks.config import UserError, build, nearest
+from benchmarks.screen import guarded
 from leaderboards.studies import Speed
 from metrics.base import Prompt
 from tests.perf.record import machine, record
@@ -125,7 +126,11 @@ def main(arguments: Arguments) -> int:
 
 
 def measured(arguments: Arguments) -> Iterator[Found]:
-    """Give what is found of the chosen cases, one by one."""
+    """Give what is found of the chosen cases, one by one. Raises UserError for an unknown one or part of a round."""
+    chosen = cases(arguments.methods)
+    for name, case in chosen.items():
+        if arguments.rounds and arguments.iterations % case.get("round", 1):
+            raise UserError(f"--iterations {arguments.iterations}: {name} needs a multiple of {case['round']}")
     device, size = torch.device(arguments.device), arguments.batch_size
     settings = BackboneConfig(path=arguments.model, training=arguments.training, precision=arguments.precision)
     backbone = load(settings, device)
@@ -134,7 +139,7 @@ def measured(arguments: Arguments) -> Iterator[Found]:
     keep_prompts(backbone, rewards, texts)
     known = dict[tuple[str, int], float]()
     with tempfile.TemporaryDirectory() as samples:
-        for name, case in cases(arguments.methods).items():
+        for name, case in chosen.items():
             step = ready(case, size, backbone, rewards, texts, Path(samples))
             calls = bare_calls(case, size, backbone, rewards, texts)
             times = timed_in_turns(step, calls, arguments) if arguments.rounds else None
@@ -209,7 +214,7 @@ class EveryStep(Draws):
 
 def keep_prompts(backbone: Backbone, rewards: RewardBank, prompts: Sequence[Prompt]) -> None:
     """Let the backbone and the rewards' text towers read each prompt, and behind SRPO's prefixes: once in a run."""
-    backbone.encode([prompt.text for prompt in prompts])
+    backbone.encode([backbone.protocol().negative_prompt, *(prompt.text for prompt in prompts)])
     pictures, srpo = torch.zeros(1, 3, 64, 64, device=backbone.device), SrpoConfig()
     prefixes = [[prefix] for prefix in ("", *srpo.positive, *srpo.negative)]
     with torch.no_grad():
@@ -447,4 +452,5 @@ def now() -> float:
 
 
 if __name__ == "__main__":
-    sys.exit(main(tyro.cli(Arguments)))
+    prog = "python -m tests.perf.training_step"
+    sys.exit(guarded(lambda: main(parse(Arguments, prog=prog, description=__doc__))))
