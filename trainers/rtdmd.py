@@ -91,12 +91,11 @@ class Rtdmd(RolesTrainer):
         self._levels = sigma_grid(self._protocol)
         self._last = len(self._levels) - 1  # K
         config.ac_dmd.check(self._levels, config.sampler.cps_eta)
+        self.prompts_per_step = config.cold_start.batch_size
         if config.phase == "reinforce":
             check_reinforce(config.reinforce, config.sampler.cps_eta, self._last - 1, rewards)
             self.reward_settings = config.reinforce.reward_settings
-        self.prompts_per_step = (
-            config.cold_start.batch_size if config.phase == "cold_start" else config.reinforce.groups
-        )
+            self.prompts_per_step = config.reinforce.groups
 
     def step(self, prompts: Sequence[Prompt], iteration: int) -> Logs:
         """Make one iteration of the stage's algorithm box, then average the student."""

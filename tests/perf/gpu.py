@@ -194,7 +194,9 @@ def run_of(case: Case, model: Path, batch: int, small: bool) -> tuple[str, RunCo
     kind = {"sd3m": "sd3", "sdxl": "sdxl"}[case.model]
     backbone = replace(run.backbone, kind=kind, path=str(model), resolution=0 if small else 1024)
     if kind == "sdxl":
-        backbone = replace(backbone, max_text_length=0)  # its texts have one length
+        # Its texts have one length, its attention none of the layers that SD3 has for texts beside pictures
+        targets = tuple(name for name in run.backbone.lora.targets if not name.startswith(("add_", "to_add_")))
+        backbone = replace(backbone, max_text_length=0, lora=replace(backbone.lora, targets=targets))
     stage = run.stages[case.stage]
     stage = replace(stage, settings=merge(stage.settings, sized(case.settings, batch)))
     rewards = tuple(RewardConfig(id=identity) for identity in REWARDS) if run.rewards else ()
