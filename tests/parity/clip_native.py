@@ -182,7 +182,7 @@ class Parts:
     def measure(self, pixels_BCHW: Tensor, texts: Sequence[str]) -> tuple[Tensor, Features]:
         """Return the scores [B] of normalised pixels and prompts, with their gradients, and the features behind."""
         prompts = [Prompt(text=text) for text in texts]
-        features = self.runner._run({self.pictures: pixels_BCHW}, prompts)
+        features = self.runner._run({self.pictures: pixels_BCHW}, prompts, {})
         score_B = self.metric.measure(features, Batch(prompts=prompts, seeds=range(len(prompts))))["score"]
         assert isinstance(score_B, Tensor)
         return score_B, features
