@@ -52,8 +52,11 @@ from trainers.rewards import check_settings, load_rewards
 
 # Of a checkpoint
 PARTS = frozenset(
-    {"position", "passes", "prompt_positions", "log_lines", "recent", "curves", "stages", "rewards", "trainer"}
-)
+    {
+        "position", "passes", "prompt_positions", "log_lines", "recent", "curves", "stages", "rewards", "trainer",
+        "idle_fake_score",
+    }
+)  # fmt: skip
 # What may change between starts
 FREE = frozenset({"name", "benchmark", "export", "backbone.name", "backbone.sharded", "backbone.compile"})
 
@@ -134,7 +137,7 @@ class Loop:
         if promoted:
             self.backbone = self._load_backbone(self._promoted(promoted[-1]))
         trainer = self._make_trainer(position.stage)
-        self._restore(trainer, state)
+        self._restore(trainer, position.stage, state)
         self._run_stage(trainer, position)
         for name in names[names.index(position.stage) + 1 :]:
             self._hand_over(trainer, name)
@@ -324,22 +327,30 @@ class Loop:
                 file.write(json.dumps(line | {"volatile": {"time": round(time.time(), 2)}}) + "\n")
 
     def _checkpoint(self, trainer: Trainer, position: Position) -> None:
+        recent = self._mean(self._recent)  # every process will go on with it; the mean of equal ones is the same
         if self.accelerator.is_main_process:
             state = {
                 "position": asdict(position),
                 "passes": self.backbone.passes,
                 "prompt_positions": self._prompts.state_dict(),
                 "log_lines": self._log_lines,
-                "recent": self._recent,
+                "recent": recent,
                 "curves": self._curves,
                 "stages": self._stages,
                 "trainer": trainer.state_dict(),
+                "idle_fake_score": self._idle_fake_score(trainer, position.stage),
                 "rewards": self.rewards.state_dict(),
             }
             save_state(self.folder, state)
         self.accelerator.wait_for_everyone()
 
-    def _restore(self, trainer: Trainer, state: dict[str, Any] | None) -> None:
+    def _idle_fake_score(self, trainer: Trainer, stage: str) -> list[torch.Tensor]:
+        """Return the fake score's weights where this stage does not train them and an earlier one may have."""
+        if stage == next(iter(self.run.stages)) or trainer.roles.has_fake_score:
+            return []
+        return [p.detach() for p in self.backbone.parameters("fake_score")]
+
+    def _restore(self, trainer: Trainer, stage: str, state: dict[str, Any] | None) -> None:
         """Continue from a checkpoint; what the log holds beyond it is cut off and will be written again."""
         log = self.folder / LOG
         if log.exists() and self.accelerator.is_main_process:
@@ -348,6 +359,8 @@ class Loop:
         if state:
             self._log_lines, self._recent = state["log_lines"], state["recent"]
             trainer.load_state_dict(state["trainer"])
+            for mine, stored in zip(self._idle_fake_score(trainer, stage), state["idle_fake_score"], strict=True):
+                mine.copy_(stored)
             self._prompts.load_state_dict(state["prompt_positions"])
             self.rewards.load_state_dict(state["rewards"])
             self.backbone.passes = state["passes"]

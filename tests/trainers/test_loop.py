@@ -267,6 +267,29 @@ def test_a_student_can_become_the_teacher_of_the_next_stage(
         assert (student / file).read_bytes() == (again / file).read_bytes(), file
 
 
+@pytest.mark.parametrize("training", ["lora", "full"])
+def test_the_fake_score_outlives_a_stage_that_trains_none_in_a_resumed_run_too(
+    training: str, pipeline_folder: Path, prompt_file: Path, tmp_path: Path
+) -> None:
+    """The killed run meets the third stage with a backbone that has loaded everything anew."""
+    table = {
+        "name": "tiny", "device": "cpu", "checkpoint_every": 2, "log_every": 1,
+        "backbone": {"path": str(pipeline_folder), "training": training, "lora": {"rank": 2, "alpha": 4}},
+        "prompts": {"source": str(prompt_file)},
+        "stages": {
+            "cold_start": {"trainer": "dmd", "iterations": 2, "settings": {"batch_size": 2}},
+            "rl": {"trainer": "dpo", "iterations": 4, "settings": {"dpo": {"groups": 2, "group_size": 2}}},
+            "distil": {"trainer": "dmd", "iterations": 2, "settings": {"batch_size": 2}},
+        },
+        "rewards": [{"id": "redness"}],
+    }  # fmt: skip
+    run = build(RunConfig, table, "tiny.toml")
+    Loop("dmd", run, tmp_path / "whole").train()
+    killed_at(Loop("dmd", run, tmp_path / "killed"), 5)  # at the last iteration of the stage without a fake score
+    Loop("dmd", run, tmp_path / "killed").train()
+    assert log_lines(tmp_path / "killed") == log_lines(tmp_path / "whole")
+
+
 def test_a_stage_ends_early_when_a_held_out_metric_falls(
     pipeline_folder: Path,
     prompt_file: Path,
