@@ -36,7 +36,7 @@ class EmaConfig:
 
     decay: float = 0.99
     every: int = 1  # iterations
-    warmup: bool = False  # decay_n = min((1 + n) / (10 + n), decay) at the n-th average
+    warmup: bool = False  # decay_n = min((1 + n) / (10 + n), decay) after n updates of the weights (Flow-GRPO's code)
 
     def __post_init__(self) -> None:
         if not 0 <= self.decay < 1 or self.every < 1:
@@ -57,7 +57,6 @@ class Learner:
         self.settings = settings
         self.ema = ema if ema and ema.decay > 0 else None
         self.updates = 0
-        self.averages = 0
         self._reduce = reduce
         self._average = [p.detach().clone() for p in self.parameters] if self.ema else []
         self._optimiser = torch.optim.AdamW(
@@ -89,8 +88,7 @@ class Learner:
             return
         decay = self.ema.decay
         if self.ema.warmup:
-            decay = min((1 + self.averages) / (10 + self.averages), decay)
-        self.averages += 1
+            decay = min((1 + self.updates) / (10 + self.updates), decay)
         torch._foreach_lerp_(self._average, [p.detach() for p in self.parameters], 1 - decay)
 
     @contextmanager
@@ -114,7 +112,6 @@ class Learner:
             "optimiser": self._optimiser.state_dict(),
             "average": self._average,
             "updates": self.updates,
-            "averages": self.averages,
         }
 
     def load_state_dict(self, state: dict[str, Any]) -> None:
@@ -123,7 +120,7 @@ class Learner:
         self._optimiser.load_state_dict(state["optimiser"])
         for mine, stored in zip(self._average, state["average"], strict=True):
             mine.copy_(stored)
-        self.updates, self.averages = state["updates"], state["averages"]
+        self.updates = state["updates"]
 
     def _average_gradients(self, reduce: Callable[[Tensor], Tensor]) -> None:
         """Replace every gradient by its mean over processes.

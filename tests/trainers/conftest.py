@@ -8,6 +8,7 @@ import torch
 
 from metrics.base import Prompt
 from tests.trainers.closed_form import reward_bank
+from trainers.learner import Learner
 
 WORDS = ["a", "photo", "of", "red", "green", "blue", "circle", "square", "cross", "and"]
 
@@ -30,6 +31,14 @@ def word_vocabulary() -> tuple[dict[str, int], list[tuple[str, str]]]:
 def closed_form_rewards(monkeypatch: pytest.MonkeyPatch) -> None:
     """Give every run two rewards without weights: "redness", and the verdict "judge"."""
     monkeypatch.setattr("trainers.loop.load_rewards", lambda settings, device: reward_bank(judge=True))
+
+
+@pytest.fixture
+def averaged_at(monkeypatch: pytest.MonkeyPatch) -> list[int]:
+    """Return a list to which every iteration is added at whose end the student is averaged."""
+    iterations: list[int] = []
+    monkeypatch.setattr(Learner, "average", lambda self, iteration: iterations.append(iteration))
+    return iterations
 
 
 @pytest.fixture(scope="session")
