@@ -35,6 +35,7 @@ from trainers.rollout import Step
 
 Anchor = Literal["next_sigma", "fixed_boundary", "x0_full"]
 NEXT_TO_DATA = 1e-6  # a level; from 0 there is no move
+FURTHER = 0.01  # above a sample's own level, at least, lies the level t that it is noised to
 
 
 @config
@@ -70,18 +71,25 @@ class AcDmdConfig:
             raise ValueError("normaliser xt_teacher is plain DMD's; AC-DMD knows x0_teacher and none")
 
     def check(self, levels: Sequence[float], eta: float) -> None:
-        """Raise UserError where the student's levels t_0 .. t_K and its sampler leave a fixed boundary no meaning."""
-        if self.anchor != "fixed_boundary":
-            return
-        if self.boundary > len(levels) - 2:
+        """Raise UserError where the student's levels t_0 .. t_K and its sampler leave a fixed boundary no meaning,
+        or the levels no room below `high` to noise a sample further."""
+        fixed = self.anchor == "fixed_boundary"
+        if fixed and self.boundary > len(levels) - 2:
             raise UserError(
                 f'trainer.ac_dmd.anchor = "fixed_boundary": of the {len(levels) - 1} steps of the student none begins'
                 f" at level {self.boundary}, counted from 0: set trainer.ac_dmd.boundary, or take more steps"
             )
-        if eta == 0:
+        if fixed and eta == 0:
             raise UserError(
                 'trainer.ac_dmd.anchor = "fixed_boundary" needs a stochastic sampler: without noise the steps from '
                 "the boundary on would stay where they begin, and learn nothing"
+            )
+        highest = 0.0 if self.anchor == "x0_full" else levels[self.boundary if fixed else 1]  # of the samples x_s
+        if highest + FURTHER > self.high:
+            raise UserError(
+                f"the student's steps end as high as level {highest:.4g}, and AC-DMD noises their samples to levels "
+                f"from {FURTHER} above it up to trainer.ac_dmd.high = {self.high:.4g}: there are none; take fewer "
+                "steps or a smaller shift, or set high closer to 1"
             )
 
 
@@ -98,8 +106,8 @@ def anchor_sample(
 
 
 def renoise_level(s: float, x: Tensor, config: AcDmdConfig, draws: Noise) -> Tensor:
-    """Return t ~ U[s + .01, 1] clamped to the bounds, so that near t = 1 many draws sit at `high` [C]."""
-    return draws.uniform(s + 0.01, 1.0, x).clamp(config.low, config.high)
+    """Return t ~ U[s + FURTHER, 1] clamped to the bounds, so that near t = 1 many draws sit at `high` [C]."""
+    return draws.uniform(s + FURTHER, 1.0, x).clamp(config.low, config.high)
 
 
 def velocity_target(x_s: Tensor, noise: Tensor, s: Level, t: Level, sigma: Level) -> Tensor:

@@ -1,5 +1,6 @@
 import math
 from collections.abc import Sequence
+from contextlib import nullcontext
 from typing import Literal
 
 import pytest
@@ -401,3 +402,24 @@ def test_a_boundary_needs_a_level_of_the_students_and_a_sampler_with_noise() -> 
         fixed.check([1.0, 0.75, 0.5, 0.0], 0.9)
     with pytest.raises(UserError, match="needs a stochastic sampler"):
         fixed.check(GRID, 0.0)
+
+
+@pytest.mark.parametrize(
+    ("settings", "levels", "refused"),
+    [
+        (AcDmdConfig(), [1.0, 0.985, 0.5, 0.0], True),
+        (AcDmdConfig(), [1.0, 0.971, 0.5, 0.0], True),  # every draw would be clamped to one level
+        (AcDmdConfig(), [1.0, 0.97, 0.5, 0.0], False),
+        (AcDmdConfig(high=0.999), [1.0, 0.985, 0.5, 0.0], False),
+        (AcDmdConfig(anchor="x0_full"), [1.0, 0.985, 0.5, 0.0], False),
+        (AcDmdConfig(anchor="fixed_boundary"), [1.0, 0.985, 0.5, 0.0], False),  # the boundary is the third level
+        (AcDmdConfig(anchor="fixed_boundary"), [1.0, 0.99, 0.985, 0.0], True),
+        (AcDmdConfig(), [1.0, 0.0], False),
+    ],
+)
+def test_a_step_that_ends_too_high_for_its_samples_to_be_noised_is_refused(
+    settings: AcDmdConfig, levels: list[float], refused: bool
+) -> None:
+    """Noised to the bound below its own level, a sample would have a negative variance: every loss not a number."""
+    with pytest.raises(UserError, match=r"steps end as high as level 0\.9") if refused else nullcontext():
+        settings.check(levels, 0.9)
