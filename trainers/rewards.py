@@ -185,7 +185,8 @@ def without_gaps(
 ) -> Tensor:
     """Return the scores with NaNs replaced by the mean of the prompt's other images, or of all where it has none.
 
-    In a group's relative rewards that is an advantage of exactly 0. gather: gives the scores of all processes.
+    In a group's relative rewards that is an advantage of 0, up to rounding; where the others are all equal, of
+    exactly 0, as theirs. gather: gives the scores of all processes.
     Raises UserError where no image has a value."""
     everyone, gap_B = gather(score_B), score_B.isnan()
     if everyone.isnan().all():
@@ -198,7 +199,10 @@ def without_gaps(
     texts = [prompt.text for prompt in prompts]
     for index in gap_B.nonzero()[:, 0].tolist():
         same_B = torch.tensor([text == texts[index] for text in texts], device=gap_B.device) & ~gap_B
-        filled[index] = score_B[same_B].mean() if same_B.any() else everyone.nanmean()
+        others = score_B[
+            same_B
+        ]  # of equal ones the mean is no other, whatever its rounding: a group without contrast
+        filled[index] = others.mean().clamp(others.min(), others.max()) if len(others) else everyone.nanmean()
     return filled
 
 

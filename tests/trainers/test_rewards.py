@@ -43,11 +43,24 @@ def test_where_a_prompt_has_none_the_mean_of_all_stands_in() -> None:
     assert without_gaps("r", torch.tensor([NAN, NAN, 1.0, 3.0]), PROMPTS).tolist() == [2, 2, 1, 3]
 
 
-def test_its_advantage_is_exactly_0_and_that_of_its_group_stays() -> None:
-    prompts = [Prompt(text="a")] * 3
-    filled = without_gaps("r", torch.tensor([1.0, NAN, 3.0]), prompts)
-    found = subgrpo.advantages({"r": filled}, {"r": 1.0}, 3, "group_std")
-    assert found[1] == 0 and found[0] == -found[2] < 0
+@pytest.mark.parametrize("kind", ["per_reward_global_std", "global_std", "group_std", "centred"])
+def test_its_advantage_is_0_and_that_of_its_group_stays(kind: subgrpo.Advantage) -> None:
+    prompts = [Prompt(text="a")] * 8
+    for seed in range(50):
+        scores = torch.rand(8, generator=torch.Generator().manual_seed(seed))
+        filled = without_gaps("r", torch.cat([scores[:3], torch.tensor([NAN]), scores[4:]]), prompts)
+        found = subgrpo.advantages({"r": filled}, {"r": 1.0}, 8, kind)
+        assert abs(found[3]) < 1e-5 and abs(found.sum()) < 1e-5
+        assert (found[0] < found[1]) == (scores[0] < scores[1])
+
+
+@pytest.mark.parametrize("kind", ["per_reward_global_std", "global_std", "group_std", "centred"])
+def test_beside_equal_values_its_group_has_no_contrast(kind: subgrpo.Advantage) -> None:
+    prompts = [Prompt(text=text) for text in "ab" for _ in range(8)]
+    for seed in range(50):
+        value, *others = torch.rand(9, generator=torch.Generator().manual_seed(seed)).tolist()
+        filled = without_gaps("r", torch.tensor([value, NAN, *[value] * 6, *others]), prompts)
+        assert not subgrpo.advantages({"r": filled}, {"r": 1.0}, 8, kind)[:8].any()
 
 
 def test_the_share_without_a_value_is_told_once() -> None:
