@@ -86,6 +86,8 @@ class DmdrConfig(StudentSampling):
             raise ValueError("rl_eta must lie in [0, 1]")
         if self.reinforced and self.groups > self.batch_size:
             raise ValueError(f"{self.rl}.groups are prompts of the batch: at most batch_size")
+        if self.grpo.microbatch:
+            raise ValueError("grpo.microbatch is of the method grpo alone; here backbone.microbatch cuts the batch")
 
     @property
     def distils(self) -> bool:

@@ -44,7 +44,8 @@ class SrpoConfig:
     k: float = 0.1
     positive: tuple[str, ...] = ("Natural-lighting. ", "Detailed. ", "Realistic. ")
     negative: tuple[str, ...] = ("Painting. ", "CG Render. ", "Oil. ")
-    # Ids it applies to, cosines or logits; () = every differentiable one. What reads no prompt is merely scaled by k.
+    # Ids it applies to, cosines or logits; () = every differentiable one. DMDR's code applies it to HPS and leaves
+    # CLIP its plain prompt: rewards = ["hps_v21"]. What reads no prompt is merely scaled by k.
     rewards: tuple[str, ...] = ()
 
     def __post_init__(self) -> None:

@@ -39,7 +39,8 @@ def advantages(
     per_reward_global_std: each reward is centred in its group and divided by its deviation over all images, the
     weighted sum is divided by its own. global_std and group_std: the weighted reward is centred in its group and
     divided by its deviation over all images or within the group. centred: it is divided by nothing (Dr. GRPO), which
-    alone leaves the policy gradient unbiased but for the factor (N-1)/N."""
+    alone leaves the policy gradient unbiased but for the factor (N-1)/N. Deviations have n - 1 in the denominator;
+    Flow-GRPO's code has n, which group_std alone would notice: A times sqrt((N-1)/N)."""
     if kind != "per_reward_global_std":
         total_PN = torch.stack([weights[name] * scores[name] for name in scores]).sum(dim=0).view(-1, group_size)
         if kind == "centred":

@@ -235,12 +235,16 @@ def test_contradictory_settings_are_refused_by_name(settings: Any, rewards: Any,
     [
         ({"guidance_scale": 1.2}, "guidance_scale - guidance_jitter must be at least 1"),
         ({"sampler": {"sampler": "renoise"}}, 'simulation = "final" is for deterministic samplers'),
+        ({"grpo": {"microbatch": 2}}, "here backbone.microbatch cuts the batch"),
     ],
 )
 def test_settings_that_would_silently_be_others_are_refused(table: dict[str, Any], message: str) -> None:
     with pytest.raises(UserError, match=message):
         build(DmdrConfig, table, "dmdr.toml")
-    allowed = {"guidance_scale": {"guidance_jitter": 0.2}, "sampler": {"simulation": "predictions"}}
+    allowed = {
+        "guidance_scale": {"guidance_jitter": 0.2}, "sampler": {"simulation": "predictions"},
+        "grpo": {"grpo": {"groups": 1}},
+    }  # fmt: skip
     build(DmdrConfig, table | allowed[next(iter(table))], "dmdr.toml")
     build(DmdrConfig, {"guidance_scale": 1.0}, "dmdr.toml")  # off, whatever the jitter
 
