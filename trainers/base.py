@@ -7,7 +7,7 @@ protocol() -> Protocol            how the student is meant to be sampled
 state_dict / load_state_dict      resume is bit-exact
 """
 
-from collections.abc import Callable, Iterator, Mapping, Sequence, Set
+from collections.abc import Callable, Collection, Iterator, Mapping, Sequence, Set
 from dataclasses import dataclass, replace
 from functools import partial
 from typing import Annotated, Any, ClassVar, Literal, Protocol, TypeVar
@@ -219,6 +219,10 @@ class Roles:
             passes = self.backbone.passes
             yield torch.zeros(1, dtype=torch.long), 0
             self.backbone.passes = passes
+
+    def anywhere(self, numbers: Collection[int]) -> set[int]:
+        """Return the numbers that any process has: where the base is sharded, all must make calls of one kind."""
+        return set(self._gather_list([*numbers]))
 
     def state_dict(self) -> dict[str, Any]:
         """Return weights, optimisers, EMA and generator states."""

@@ -51,7 +51,7 @@ class GrpoTerm:
     clip: float = 1e-4  # c
     kl_weight: float = 0.0  # β
     kl_divisor: KlDivisor = "variance"
-    microbatch: int = 0  # images per backward; 0 = all
+    microbatch: int = 0  # images per call, backward and decoding; 0 = all
 
     def __post_init__(self) -> None:
         if self.groups < 1 or self.group_size < 2 or self.microbatch < 0:
@@ -110,7 +110,7 @@ def collect(
 ) -> GrpoEpoch:
     """Roll P groups out and score them; with `graphs` the trained steps keep theirs, for a single update."""
     trained = range(1, protocol.num_inference_steps) if graphs else ()
-    rolled = roll_out_groups(roles, rewards, prompts, c.group_size, protocol, grad=trained)
+    rolled = roll_out_groups(roles, rewards, prompts, c.group_size, protocol, trained, c.microbatch)
     own, everyone = gathered_advantages(rolled.scores, rewards, c.group_size, c.advantage, c.advantage_limit, world)
     return GrpoEpoch(rolled, own, everyone, world.rank * len(own))
 

@@ -6,12 +6,13 @@ Axes: P prompts, N members of a group, B = P N images, K steps.
 from dataclasses import dataclass
 from typing import Literal
 
+import torch
 from torch import Tensor
 
 from benchmarks.config import UserError, config
 from metrics.base import Prompt
 from trainers import subgrpo
-from trainers.draws import RowDraws
+from trainers.draws import Draws, RowDraws
 from trainers.rewards import RewardBank
 from trainers.rollout import Step
 
@@ -39,7 +40,7 @@ class ReinforceConfig:
     det_margin: float = 3.0  # m of w · relu(m - R)
     dm_steps: Literal["none", "last", "all"] = "last"
     dm_weight: float = 1e-3
-    microbatch: int = 0  # images per backward; 0 = all, on the rollout's own graphs
+    microbatch: int = 0  # images per call, backward and decoding; 0 = all, on the rollout's own graphs
 
     def __post_init__(self) -> None:
         if self.groups < 1 or self.group_size < 2 or self.subset_size < 1 or self.microbatch < 0:
@@ -48,6 +49,10 @@ class ReinforceConfig:
             raise ValueError("weights, clip and advantage_limit must be above 0; switch a term off by its own switch")
         if self.rl == "none" and not self.det_term and self.dm_steps == "none":
             raise ValueError("every term is off: set rl, det_term or dm_steps")
+
+    def trained_steps(self, stochastic: int) -> int:
+        """Return M, how many of the stochastic steps are trained."""
+        return stochastic if self.rl == "grpo" else self.subset_size
 
     @property
     def reward_settings(self) -> frozenset[str]:
@@ -69,6 +74,23 @@ def check_reinforce(c: ReinforceConfig, eta: float, stochastic: int, rewards: Re
         )
     if c.det_term and not rewards.differentiable:
         raise UserError("trainer.reinforce.det_term needs a differentiable reward: add one, or set det_term = false")
+
+
+def choose_subset(c: ReinforceConfig, prompts: int, stochastic: int, draws: Draws) -> Tensor:
+    """Return S as a mask [P, K-1]."""
+    if c.rl == "none":
+        return torch.zeros(prompts, stochastic, dtype=torch.bool)
+    return subgrpo.choose_steps(prompts, stochastic, c.trained_steps(stochastic), c.subset_per, draws)
+
+
+def independent_noise(c: ReinforceConfig, subset_PK: Tensor) -> Tensor:
+    """Return which noise is of each member's own [P, K+1], the initial one first; a group shares what is not."""
+    prompts, stochastic = subset_PK.shape
+    independent_PK = torch.ones(prompts, stochastic + 2, dtype=torch.bool)
+    independent_PK[:, 0] = not c.share_init
+    if c.noise == "shared" and c.rl != "none":
+        independent_PK[:, 1:-1] = subset_PK
+    return independent_PK
 
 
 @dataclass(frozen=True)

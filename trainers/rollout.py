@@ -7,8 +7,9 @@ on the end of a deterministic one.
 Axes: B images, then any latent axes. Steps count from 1 to K, step k from level t_{k-1} to t_k.
 """
 
-from collections.abc import Callable, Collection
+from collections.abc import Callable, Collection, Sequence
 from dataclasses import dataclass, replace
+from functools import cache
 
 import torch
 from torch import Tensor
@@ -66,6 +67,31 @@ def rollout(
         steps.append(Step(k, t, t_next, x, v, move, x_next))
         x = x_next if chain and k in grad and k not in cut else x_next.detach()
     return steps
+
+
+def rollout_in_parts(
+    velocity: Callable[[Tensor], Velocity],
+    x: Tensor,
+    protocol: Protocol,
+    noise: Callable[[int], Tensor],
+    size: int,
+    grad: Collection[int] = (),
+) -> list[Step]:
+    """Return all steps of `rollout` from x [B, ...], made of at most `size` images at a time; their draws are one.
+
+    velocity(rows): the network with the prompts of the images bound that an index tensor names."""
+    drawn = cache(noise)
+    parts = [
+        rollout(velocity(rows), x[rows], protocol, lambda k, rows=rows: drawn(k)[rows], grad=grad)  # type: ignore[misc]
+        for rows in torch.arange(len(x)).split(size)
+    ]
+    return parts[0] if len(parts) == 1 else [_joined(steps) for steps in zip(*parts, strict=True)]
+
+
+def _joined(parts: Sequence[Step]) -> Step:
+    move = Transition(torch.cat([part.move.mean for part in parts]), parts[0].move.std)
+    x_t, v, x_next = (torch.cat([getattr(part, name) for part in parts]) for name in ("x_t", "v", "x_next"))
+    return replace(parts[0], x_t=x_t, v=v, move=move, x_next=x_next)
 
 
 def replay(velocity: Velocity, step: Step, protocol: Protocol) -> Step:

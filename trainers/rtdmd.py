@@ -19,6 +19,7 @@ Axes: P prompts, N members of a group, B = P N images, K steps.
 
 from collections.abc import Sequence
 from dataclasses import replace
+from functools import partial
 from typing import Literal
 
 import torch
@@ -34,12 +35,12 @@ from trainers.base import Guidance, Logs, Networks, Roles, RolesTrainer, Sampler
 from trainers.dmd import descend, step_reached
 from trainers.draws import Noise
 from trainers.first_step import FirstStepConfig, first_step_term
-from trainers.group_rollout import gathered_advantages
+from trainers.group_rollout import decoded, gathered_advantages, student_of
 from trainers.groups import group_noise, repeat_members
 from trainers.learner import EmaConfig, OptimiserConfig
-from trainers.reinforce import Epoch, ReinforceConfig, check_reinforce
+from trainers.reinforce import Epoch, ReinforceConfig, check_reinforce, choose_subset, independent_noise
 from trainers.rewards import RewardBank, reward_logs
-from trainers.rollout import Step, replay, rollout
+from trainers.rollout import Step, replay, rollout_in_parts
 from trainers.schedules import StudentSampling
 
 
@@ -111,7 +112,7 @@ class Rtdmd(RolesTrainer):
         # 1. Run the student to a random step k and take its noisy end x_s, s = t_k
         x_s, s = self._random_step(networks, len(prompts), grad=due and c.cold_start.share_rollout)
         # 2. Keep the fake score on the student's distribution at level s
-        logs = self._update_fake_score(networks, x_s, s)
+        logs = self._update_fake_score(prompts, x_s, s)
         # 3. Match the student's distribution at level s to the teacher's
         if due:
             if not c.cold_start.share_rollout:
@@ -124,19 +125,18 @@ class Rtdmd(RolesTrainer):
     def _reinforce(self, prompts: Sequence[Prompt], iteration: int) -> Logs:
         """Stage II: one epoch of P groups of N images, one update of each network."""
         c, members = self.config.reinforce, repeat_members(prompts, self.config.reinforce.group_size)
-        networks = self.roles.networks(members, self.config.guidance_scale)
         # 1. Choose the subset S of the stochastic steps, and the step k that distribution matching trains on
-        subset_PK = self._choose_subset(len(prompts))
+        subset_PK = choose_subset(c, len(prompts), self._last - 1, self.roles.draws)
         k_dm = 1 + self.roles.draws.index(self._last) if c.dm_steps == "all" else self._last
         trained = {k for k in range(1, self._last) if subset_PK[:, k - 1].any()} | {k_dm, self._last}
         # 2. Roll the groups out through sampler, decoder and rewards
-        steps = self._roll_out(networks, prompts, subset_PK, trained, iteration)
+        steps = self._roll_out(prompts, members, subset_PK, self.roles.anywhere(trained), iteration)
         scores = self._score(steps[self._last].x0, members)
         # 3. Keep the fake score on the student's distribution
         logs = reward_logs(scores, self.world.gather)
         self.rewards.observe(scores)
         if c.dm_steps != "none":
-            logs |= self._update_fake_score(networks, *self._anchor(steps[k_dm], self.roles.draws))
+            logs |= self._update_fake_score(members, *self._anchor(steps[k_dm], self.roles.draws), c.microbatch)
         # 4. Advantages within the groups; images of groups without contrast are dropped
         advantage_B, kept_B, share = self._advantages(scores, len(members))
         subset_BK = subset_PK.repeat_interleave(c.group_size, dim=0)
@@ -157,7 +157,8 @@ class Rtdmd(RolesTrainer):
         c, losses = self.config.reinforce, dict[str, Tensor]()
         networks = self.roles.networks(epoch.members, self.config.guidance_scale)
         if c.rl != "none":
-            scale = (self._last - 1) / self._subset_size if c.subset_scale == "paper" else 1.0
+            stochastic_steps = self._last - 1
+            scale = stochastic_steps / c.trained_steps(stochastic_steps) if c.subset_scale == "paper" else 1.0
             stochastic = [step for k, step in epoch.steps.items() if k < self._last]
             loss = subgrpo.policy_loss(stochastic, epoch.subset_BK, epoch.advantage_B, c.logprob, c.clip, scale)
             losses["rl_loss"] = c.rl_weight * loss
@@ -177,31 +178,15 @@ class Rtdmd(RolesTrainer):
         z = self.roles.noise_scale(self._protocol) * draws.normal_like(like)
         return first_step_term(networks, z, self._protocol, c)
 
-    @property
-    def _subset_size(self) -> int:
-        return self._last - 1 if self.config.reinforce.rl == "grpo" else self.config.reinforce.subset_size
-
-    def _choose_subset(self, prompts: int) -> Tensor:
-        c = self.config.reinforce
-        if c.rl == "none":
-            return torch.zeros(prompts, self._last - 1, dtype=torch.bool)
-        return subgrpo.choose_steps(prompts, self._last - 1, self._subset_size, c.subset_per, self.roles.draws)
-
     def _roll_out(
-        self, networks: Networks, prompts: Sequence[Prompt], subset_PK: Tensor, trained: set[int], iteration: int
+        self, prompts: Sequence[Prompt], members: list[Prompt], subset_PK: Tensor, trained: set[int], iteration: int
     ) -> dict[int, Step]:
-        c, backbone = self.config.reinforce, self.backbone
-        texts = [prompt.text for prompt in prompts]
-        independent_PK = torch.ones(len(prompts), self._last + 1, dtype=torch.bool)
-        independent_PK[:, 0] = not c.share_init
-        if c.noise == "shared" and c.rl != "none":
-            independent_PK[:, 1:-1] = subset_PK
-        noise = group_noise(
-            texts, c.group_size, backbone.latent_shape, independent_PK, self.roles.draws, iteration, backbone.device
-        )
-        grad = trained if not c.microbatch else set()
-        x = self.roles.noise_scale(self._protocol) * noise(0)
-        steps = rollout(networks.student, x, self._protocol, noise, grad=grad)
+        c, roles, shape = self.config.reinforce, self.roles, self.backbone.latent_shape
+        texts, independent_PK = [prompt.text for prompt in prompts], independent_noise(c, subset_PK)
+        noise = group_noise(texts, c.group_size, shape, independent_PK, roles.draws, iteration, self.backbone.device)
+        x, student = roles.noise_scale(self._protocol) * noise(0), partial(student_of, roles, members)
+        grad, size = (set[int](), c.microbatch) if c.microbatch else (trained, len(members))
+        steps = rollout_in_parts(student, x, self._protocol, noise, size, grad)
         return {step.k: step for step in steps if step.k in trained}
 
     def _with_graph(self, epoch: Epoch) -> Epoch:
@@ -216,8 +201,9 @@ class Rtdmd(RolesTrainer):
 
     def _score(self, x0: Tensor, members: Sequence[Prompt], only: Sequence[str] | None = None) -> dict[str, Tensor]:
         """Decode and score once: the same numbers are rewards of SubGRPO and, with their graph, the direct term."""
-        with torch.set_grad_enabled(self.config.reinforce.det_term and x0.requires_grad):
-            return self.rewards.score(self.backbone.decode(x0), members, only)
+        c = self.config.reinforce
+        with torch.set_grad_enabled(c.det_term and x0.requires_grad):
+            return self.rewards.score(decoded(self.backbone, x0, c.microbatch or len(x0)), members, only)
 
     def _advantages(self, scores: dict[str, Tensor], count: int) -> tuple[Tensor, Tensor, float]:
         """Return A [B], which images are kept [B], and the share that is kept of the images of all processes."""
@@ -240,10 +226,17 @@ class Rtdmd(RolesTrainer):
         c = self.config
         return ac_dmd.anchor_sample(step, self._levels, c.sampler.cps_eta, c.ac_dmd, draws)
 
-    def _update_fake_score(self, networks: Networks, x_s: Tensor, s: float) -> Logs:
-        c = self.config
-        loss = ac_dmd.fake_score_loss(networks.fake_score, x_s, s, c.sampler.cps_eta, c.ac_dmd, self.roles.draws)
-        return descend("fake_score", self.roles.fake_score, {"fake_score_loss": loss})
+    def _update_fake_score(self, prompts: Sequence[Prompt], x_s: Tensor, s: float, size: int = 0) -> Logs:
+        """Take one step on the samples x_s of level s, by at most `size` at a time; 0 = all."""
+        c, learner, total = self.config, self.roles.fake_score, 0.0
+        draws = self.roles.draws.by_row(len(x_s), "fake_score", learner.updates) if size else None
+        for rows in torch.arange(len(x_s)).split(size or len(x_s)):
+            own = draws.select(rows) if draws else self.roles.draws
+            fake_score = self.roles.networks([prompts[row] for row in rows.tolist()], 1.0).fake_score
+            loss = ac_dmd.fake_score_loss(fake_score, x_s[rows], s, c.sampler.cps_eta, c.ac_dmd, own)
+            (len(rows) / len(x_s) * loss).backward(inputs=learner.parameters)
+            total += len(rows) / len(x_s) * loss.item()
+        return {"fake_score_loss": total, "fake_score_norm": learner.update()}
 
     def _student_loss(self, networks: Networks, x_s: Tensor, s: float, draws: Noise) -> Tensor:
         c = self.config

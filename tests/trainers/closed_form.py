@@ -3,6 +3,7 @@
 import copy
 import math
 from collections.abc import Callable, Sequence
+from typing import Any
 
 import torch
 from torch import Tensor, nn
@@ -127,6 +128,22 @@ class PointBackbone:
 
     def protocol(self) -> Protocol:
         return Protocol()
+
+
+class Counted(PointBackbone):
+    """Keeps of every call whose it was, of how many images, and whether with a graph; the decoder's too."""
+
+    def __init__(self, *arguments: Any) -> None:
+        super().__init__(*arguments)
+        self.calls: list[tuple[str, int, bool]] = []
+
+    def velocity(self, role: Role, x_t: Tensor, *arguments: Any, **bound: Any) -> Tensor:
+        self.calls.append((role, len(x_t), torch.is_grad_enabled()))
+        return super().velocity(role, x_t, *arguments, **bound)
+
+    def decode(self, latents: Tensor) -> Tensor:
+        self.calls.append(("decoder", len(latents), torch.is_grad_enabled()))
+        return super().decode(latents)
 
 
 class VelocityNetwork(nn.Module):

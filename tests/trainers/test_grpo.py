@@ -12,7 +12,7 @@ from benchmarks.config import UserError, build
 from benchmarks.protocol import Protocol
 from benchmarks.samplers import Transition, flow_sde
 from metrics.base import Prompt
-from tests.trainers.closed_form import FirstCoordinate, PointBackbone
+from tests.trainers.closed_form import Counted, FirstCoordinate, PointBackbone
 from trainers import subgrpo
 from trainers.base import SamplerConfig, SdeSamplerConfig, World
 from trainers.dmd import DmdConfig
@@ -102,6 +102,14 @@ def test_a_single_update_on_the_rollouts_graphs_is_that_of_microbatches_asked_ag
     term = GrpoTerm(groups=16, group_size=8, kl_weight=0.04)
     whole = gradient(grpo=term)
     assert whole.any() and torch.allclose(gradient(grpo=replace(term, microbatch=24)), whole, rtol=1e-4, atol=1e-8)
+
+
+def test_no_call_is_of_more_images_than_a_microbatch() -> None:
+    backbone = Counted((0.0, 0.0), 0.5)
+    term = GrpoTerm(groups=4, group_size=8, kl_weight=0.04, microbatch=5)
+    Grpo(GrpoConfig(grpo=term), backbone, bank(), World(0)).step(PROMPTS[:4], 0)
+    most = {role: max(count for name, count, _ in backbone.calls if name == role) for role, *_ in backbone.calls}
+    assert most == dict.fromkeys(("student", "decoder", "reference"), 5)
 
 
 def test_at_ratio_1_the_gradient_is_minus_the_advantage_times_that_of_the_log_probability() -> None:

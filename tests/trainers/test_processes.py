@@ -35,12 +35,13 @@ from trainers.rewards import RewardBank
 COUNTS = (1, 2, 3)
 GENTLE = {"eps": 1e-4}  # of Adam: keeps rounding from becoming a direction
 PAIRS = {"count": 8, "steps": 3}
-# What processes could fall apart in: advantages over the groups of all; samples of the teacher and a discriminator;
-# running statistics of rewards, for weights and for losses; a part of the batch that is rolled out; images cut into
-# several updates.
+# What processes could fall apart in: advantages over the groups of all, subsets of steps that prompts draw; samples
+# of the teacher and a discriminator; running statistics of rewards, for weights and for losses; a part of the batch
+# that is rolled out; images cut into several updates.
 METHODS: dict[str, dict[str, Any]] = {
     "rtdmd": {
-        "phase": "reinforce", "reinforce": {"groups": 1, "group_size": 3, "microbatch": 2}, "fake_score": GENTLE,
+        "phase": "reinforce", "fake_score": GENTLE,
+        "reinforce": {"groups": 1, "group_size": 3, "microbatch": 2, "subset_size": 1, "subset_per": "prompt"},
     },
     "dmd2": {"batch_size": 1, "fake_score_updates": 2, "teacher_samples": PAIRS, "fake_score": GENTLE},
     "rt_dm": {"phase": "rt_dm", "batch_size": 1, "fake_score_updates": 1, "fake_score": GENTLE},

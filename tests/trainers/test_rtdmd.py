@@ -1,5 +1,6 @@
 import math
 from dataclasses import replace
+from functools import partial
 from typing import Any
 
 import pytest
@@ -11,6 +12,7 @@ from benchmarks.samplers import Level
 from metrics.base import Prompt
 from tests.trainers.closed_form import (
     ClosedFormMetric,
+    Counted,
     FirstCoordinate,
     PointBackbone,
     gaussian_velocity,
@@ -20,7 +22,7 @@ from tests.trainers.closed_form import (
 from trainers import rtdmd, subgrpo
 from trainers.ac_dmd import AcDmdConfig
 from trainers.backbones.base import BackboneConfig, LoraConfig, load
-from trainers.base import SamplerConfig, World
+from trainers.base import Roles, SamplerConfig, World
 from trainers.first_step import FirstStepConfig
 from trainers.learner import EmaConfig, OptimiserConfig
 from trainers.reinforce import ReinforceConfig
@@ -38,9 +40,9 @@ def point_rewards(*, differentiable: bool = True) -> RewardBank:
     return RewardBank([RewardConfig(id="x1")], {"x1": metric})  # type: ignore[dict-item]
 
 
-def point_trainer(rewards: RewardBank | None = None, seed: int = 0, **settings: Any) -> tuple[PointBackbone, Rtdmd]:
+def point_trainer(rewards: RewardBank | None = None, seed: int = 0, **settings: Any) -> tuple[Counted, Rtdmd]:
     torch.manual_seed(seed)
-    backbone = PointBackbone((0.0, 0.0), 0.5)
+    backbone = Counted((0.0, 0.0), 0.5)
     config = RtdmdConfig(**{"guidance_scale": 1.0, "student": RATE, "fake_score": RATE, **settings})
     return backbone, Rtdmd(config, backbone, rewards or point_rewards(), World(seed))
 
@@ -57,7 +59,7 @@ def reinforce(**settings: Any) -> dict[str, Any]:
     return {"phase": "reinforce", "reinforce": ReinforceConfig(groups=4, group_size=8, **settings)}
 
 
-def test_cold_start_updates_the_student_at_every_rth_iteration() -> None:
+def test_cold_start_updates_the_student_at_every_rth_iteration(averaged_at: list[int]) -> None:
     backbone, trainer = point_trainer(cold_start=ColdStartConfig(batch_size=4, fake_score_updates=10))
     student, fake_score = weights(backbone, "student"), weights(backbone, "fake_score")
     for iteration in range(9):
@@ -65,7 +67,7 @@ def test_cold_start_updates_the_student_at_every_rth_iteration() -> None:
     assert not moved(student, weights(backbone, "student")) and moved(fake_score, weights(backbone, "fake_score"))
     for iteration in range(9, 60):
         trainer.step(PROMPTS[:4], iteration)
-    assert trainer.roles.student.updates == 6 and trainer.roles.student.averages == 60
+    assert trainer.roles.student.updates == 6 and averaged_at == list(range(60))
 
 
 @pytest.mark.parametrize("share", [True, False])
@@ -106,16 +108,16 @@ def test_detector_reward_trains_by_subgrpo_alone_and_drops_groups_without_contra
     assert logs["kept"] == 0 and not moved(before, weights(backbone, "student"))
 
 
-def student_gradient(rewards: RewardBank | None = None, seed: int = 0, **settings: Any) -> Tensor:
-    """Return the student's gradient of one iteration, before the optimiser."""
+def gradient_of(role: str, rewards: RewardBank | None = None, seed: int = 0, **settings: Any) -> Tensor:
+    """Return a role's gradient of one iteration, before the optimiser."""
     backbone, trainer = point_trainer(rewards, seed, **settings)
     with torch.no_grad():  # a student whose calls matter, so that every term has a gradient
         for parameter in backbone.parameters("student"):
             parameter.add_(0.1 * torch.randn(parameter.shape, generator=torch.Generator().manual_seed(1)))
     found: list[Tensor] = []
-    trainer.roles.student.update = lambda: (
-        found.append(  # type: ignore[method-assign]
-            torch.cat([p.grad.flatten() for p in backbone.parameters("student") if p.grad is not None])
+    getattr(trainer.roles, role).update = lambda: (
+        found.append(
+            torch.cat([p.grad.flatten() for p in backbone.networks[role].parameters() if p.grad is not None])
         )
         or 0.0
     )
@@ -123,11 +125,38 @@ def student_gradient(rewards: RewardBank | None = None, seed: int = 0, **setting
     return found[0]
 
 
+student_gradient = partial(gradient_of, "student")
+
+
 def test_microbatches_give_the_gradient_of_the_whole_epoch() -> None:
     terms = {"dm_steps": "none"}  # distribution matching draws its noise per microbatch
     whole = student_gradient(**reinforce(**terms))
     assert torch.allclose(student_gradient(**reinforce(microbatch=8, **terms)), whole, rtol=1e-4, atol=1e-8)
     assert whole.any()
+
+
+def test_microbatches_give_the_fake_scores_gradient_of_the_whole_epoch() -> None:
+    whole = gradient_of("fake_score", **reinforce(microbatch=32))
+    assert torch.allclose(gradient_of("fake_score", **reinforce(microbatch=7)), whole, rtol=1e-4, atol=1e-8)
+    assert whole.any()
+
+
+def test_no_call_is_of_more_images_than_a_microbatch() -> None:
+    """Nor does any network or the decoder keep the graph of more: of 32 images here, of 144 as published."""
+    backbone, trainer = point_trainer(**reinforce(microbatch=5))
+    trainer.step(PROMPTS[:4], 0)
+    most = {role: max(count for name, count, _ in backbone.calls if name == role) for role, *_ in backbone.calls}
+    assert most == dict.fromkeys(("student", "decoder", "fake_score", "teacher"), 5)
+
+
+def test_steps_that_other_processes_train_are_called_alike_and_count_nothing(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Of a sharded base all processes must make calls of one kind, whatever subsets their prompts have."""
+    alone = student_gradient(**reinforce(subset_size=1, dm_steps="none"))
+    monkeypatch.setattr(Roles, "anywhere", lambda self, numbers: {*numbers, 1, 2, 3})
+    assert torch.allclose(student_gradient(**reinforce(subset_size=1, dm_steps="none")), alone, rtol=1e-4, atol=1e-8)
+    backbone, trainer = point_trainer(**reinforce(subset_size=1, dm_steps="none"))
+    trainer.step(PROMPTS[:4], 0)
+    assert backbone.calls.count(("student", 32, True)) == 4
 
 
 def test_grpo_is_subgrpo_with_all_stochastic_steps() -> None:
@@ -229,9 +258,9 @@ def test_steps_outside_the_subset_share_their_noise_and_the_start_where_it_is_as
     monkeypatch: pytest.MonkeyPatch, share_init: bool
 ) -> None:
     _, trainer = point_trainer(**reinforce(share_init=share_init, subset_per="prompt", subset_size=1))
-    independent, subsets, draw, choose = [], [], rtdmd.group_noise, trainer._choose_subset
+    independent, subsets, draw, choose = [], [], rtdmd.group_noise, rtdmd.choose_subset
     monkeypatch.setattr(rtdmd, "group_noise", lambda *a: independent.append(a[3]) or draw(*a))
-    trainer._choose_subset = lambda prompts: subsets.append(choose(prompts)) or subsets[-1]  # type: ignore
+    monkeypatch.setattr(rtdmd, "choose_subset", lambda *a: subsets.append(choose(*a)) or subsets[-1])
     trainer.step(PROMPTS[:4], 0)
     assert torch.equal(independent[0][:, 1:-1], subsets[0]) and subsets[0].sum() == 4
     assert independent[0][:, 0].tolist() == [not share_init] * 4

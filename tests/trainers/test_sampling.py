@@ -1,18 +1,21 @@
 """Schedules and samplers as the trainers rely on them."""
 
 import math
+from collections.abc import Callable
 from dataclasses import replace
 from itertools import pairwise
 
 import pytest
 import torch
 from diffusers import FlowMatchEulerDiscreteScheduler
+from torch import Tensor
 
 from benchmarks.protocol import Protocol
 from benchmarks.samplers import cps, euler, renoise, sigma_grid
 from tests.trainers.closed_form import gaussian_velocity
 from trainers.base import SamplerConfig
-from trainers.rollout import replay, rollout
+from trainers.flow import Velocity
+from trainers.rollout import replay, rollout, rollout_in_parts
 
 
 @pytest.mark.parametrize(
@@ -82,6 +85,32 @@ def test_replay_gives_the_same_step_with_a_graph() -> None:
     first, second = (torch.autograd.grad(step.x_next[rows].sum(), weight)[0] for step, rows in
                      ((kept, [0, 2]), (again, [0, 1])))  # fmt: skip
     assert torch.allclose(first, second)
+
+
+@pytest.mark.parametrize("size", [2, 5, 9])
+def test_a_rollout_in_parts_is_the_rollout_of_the_whole(size: int) -> None:
+    """Noise is drawn as for the whole, and every image is asked with its own prompt."""
+    protocol, asked = SamplerConfig().protocol(Protocol()), list[int]()
+    scale, x = torch.linspace(0.5, 1.5, 5)[:, None], torch.randn(5, 2, generator=torch.Generator().manual_seed(0))
+
+    def noise() -> Callable[[int], Tensor]:
+        generator = torch.Generator().manual_seed(1)
+        return lambda k: torch.randn(5, 2, generator=generator)
+
+    def velocity(rows: Tensor) -> Velocity:
+        asked.append(len(rows))
+        return lambda x, t: scale[rows] * x
+
+    whole = rollout(lambda x, t: scale * x, x, protocol, noise())
+    found = rollout_in_parts(velocity, x, protocol, noise(), size)
+    assert max(asked) <= size and sum(asked) == 5
+    for mine, expected in zip(found, whole, strict=True):
+        assert (mine.k, mine.t, mine.t_next, mine.move.std) == (
+            expected.k, expected.t, expected.t_next, expected.move.std,
+        )  # fmt: skip
+        for name in ("x_t", "v", "x_next", "x0"):
+            assert torch.equal(getattr(mine, name), getattr(expected, name))
+        assert torch.equal(mine.move.mean, expected.move.mean)
 
 
 def test_student_runs_unguided_under_its_own_sampler() -> None:
