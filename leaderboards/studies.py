@@ -28,17 +28,18 @@ from leaderboards.schema import MAX_FILE_BYTES, Count, Name, Number, ResultError
 
 STUDIES = Path(__file__).parent / "studies"
 READING = (
+    "Claims are judged one by one, without correction for their number: where nothing differs one in forty claims of a "
+    "direction holds by chance, one in twenty of those of a difference. Beside the headline claims stands p of no "
+    "difference, and p by Holm for as many headline claims as have one: a claim may hold whose p by Holm is above .05. "
     "Verdicts follow from the 95 % interval and from the size s that would matter. Claimed above 0: holds where the "
     "whole interval is above 0, does not hold where it is below s. Not below 0: the same around -s. Near 0: holds "
     "where it is within s of 0, does not hold where all of it is farther away; apart from 0: holds where it leaves 0 "
     "out, does not hold where it is within s of 0. Below and not above are mirror images. Undecided: neither. Not "
-    "judged: too few seeds. Claims are judged one by one, without correction for their number: where nothing differs "
-    "one in forty claims of a direction holds by chance, one in twenty of those of a difference. Beside the headline "
-    "claims stands p of no difference, and p by Holm for as many headline claims as have one. An interval covers "
-    "seeds of training and prompts, or seeds alone where it says so; those of levels and figures are of each arm for "
-    "itself: whether two arms differ, the claims say. Bands around curves reach from the lowest seed to the highest. "
-    "Power: how probably such a study would confirm the claim, were the difference as large as would just matter (of "
-    "near, not below and not above: were there none); small power means that 'undecided' was to be expected."
+    "judged: too few seeds. An interval covers seeds of training and prompts, or seeds alone where it says so; those "
+    "of levels and figures are of each arm for itself: whether two arms differ, the claims say. Bands around curves "
+    "reach from the lowest seed to the highest. Power: how probably such a study would confirm the claim, were the "
+    "difference as large as would just matter (of near, not below and not above: were there none); small power means "
+    "that 'undecided' was to be expected."
 )
 Verdict = Literal["holds", "does not hold", "undecided"]
 Compared = Literal["equal passes", "equal updates", "its start"]  # "its start": arms[1] is where arms[0] began

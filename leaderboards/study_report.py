@@ -78,12 +78,12 @@ def _lines(study: Claims, path: Path) -> Iterator[str]:
     yield f"{study.about} Written by `{study.command}` from `{path.name}`, which holds every number shown here."
     yield ""
     yield f"{tally(study)}."
+    yield from ("", "## How to read the tables", "", READING, "")
+    yield '"Seen from" is about the smallest difference that four of five such studies would find.'
     for title, claims in sections(study):
         yield from ("", f"## {title}", "", "| Claim | Measure, arms | Difference, 95 % interval | Verdict | Seeds |")
         yield "|---|---|---|---|---|"
         yield from map(_row, claims)
-    yield from ("", "## How to read the tables", "", READING, "")
-    yield '"Seen from" is about the smallest difference that four of five such studies would find.'
     if study.arms:
         yield from (
             "",
