@@ -147,7 +147,7 @@ class Roles:
         self._fake_score: Learner | None = None
         if fake_score:
             trained = [*backbone.parameters("fake_score"), *extra.get("fake_score", ())]
-            self._fake_score = Learner(trained, fake_score, None, world.reduce)
+            self._fake_score = Learner(trained, fake_score, None, world.reduce, "fake_score")
         self.draws = Draws(world.seed, world.rank, world.processes)
         self.gather, self._gather_list = world.gather, world.gather_list
         self._referenced = reference

@@ -1,15 +1,22 @@
 """One trained network: its parameters, AdamW, and an exponential moving average (EMA) of the weights."""
 
+import math
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from contextlib import contextmanager
-from typing import Any
+from typing import Any, Literal
 
 import torch
 from torch import Tensor, nn
 
-from benchmarks.config import config
+from benchmarks.config import UserError, config
 
 BUCKET = 2**24  # numbers that travel between processes at once: few messages, little memory
+DIVERGED = {
+    "student": "the student's gradient is not finite; lower trainer.student.lr or look at the rewards",
+    # a student that diverges shows here first where the fake score is trained before it
+    "fake_score": "the fake score's gradient is not finite; lower trainer.fake_score.lr, or trainer.student.lr, "
+    "for it learns the student's samples",
+}
 
 
 @config
@@ -44,7 +51,7 @@ class EmaConfig:
 
 
 class Learner:
-    """Steps one role's parameters; `reduce` averages a tensor over processes, where there are several."""
+    """Steps the parameters of the role `role`; `reduce` averages a tensor over processes, where there are several."""
 
     def __init__(
         self,
@@ -52,12 +59,14 @@ class Learner:
         settings: OptimiserConfig,
         ema: EmaConfig | None = None,
         reduce: Callable[[Tensor], Tensor] | None = None,
+        role: Literal["student", "fake_score"] = "student",
     ) -> None:
         self.parameters = list(parameters)
         self.settings = settings
         self.ema = ema if ema and ema.decay > 0 else None
         self.updates = 0
         self._reduce = reduce
+        self._role = role
         self._average = [p.detach().clone() for p in self.parameters] if self.ema else []
         self._optimiser = torch.optim.AdamW(
             self.parameters,
@@ -69,18 +78,22 @@ class Learner:
         )
 
     def update(self) -> float:
-        """Take one step along the gradients that backward() left, clear them; return their norm before clipping."""
+        """Take one step along the gradients that backward() left, clear them; return their norm before clipping.
+
+        Raises UserError where that is not finite, in all processes alike; the weights are then as they were."""
         if self._reduce:
             self._average_gradients(self._reduce)
         limit = self.settings.max_grad_norm or float("inf")
-        norm = nn.utils.clip_grad_norm_(self.parameters, limit)
+        norm = float(nn.utils.clip_grad_norm_(self.parameters, limit))
+        if not math.isfinite(norm):  # one step along it, and every weight is NaN
+            raise UserError(DIVERGED[self._role])
         self.updates += 1
         warm = min(1.0, self.updates / max(1, self.settings.warmup_updates))
         for group in self._optimiser.param_groups:
             group["lr"] = self.settings.lr * warm
         self._optimiser.step()
         self._optimiser.zero_grad(set_to_none=True)
-        return float(norm)
+        return norm
 
     def average(self, iteration: int) -> None:
         """Update the EMA where it is due; call once per iteration, counted from 0."""

@@ -222,7 +222,8 @@ class Loop:
                     self._measure(trainer, position)
                     if self._has_fallen(position):
                         break
-                self._recent |= self._step(trainer, position.iteration)
+                with located(f"stages.{position.stage}, iteration {position.iteration + 1}"):
+                    self._recent |= self._step(trainer, position.iteration)
                 position.iteration, position.total = position.iteration + 1, position.total + 1
                 progress.show(done, position.iteration, self._recent)
                 if position.iteration % run.log_every == 0:  # not every iteration updates all the roles

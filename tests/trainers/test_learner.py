@@ -64,6 +64,17 @@ def test_what_the_optimiser_sees_is_clipped() -> None:
     assert parameter.tolist() == pytest.approx([-0.6 / 1.6, -0.8 / 1.8, 0.0], rel=1e-4)
 
 
+@pytest.mark.parametrize("value", [float("nan"), float("inf")])
+@pytest.mark.parametrize("limit", [0.0, 1.0])
+def test_a_gradient_that_is_not_finite_changes_nothing_and_names_its_role(value: float, limit: float) -> None:
+    parameter, settings = nn.Parameter(torch.ones(3)), OptimiserConfig(max_grad_norm=limit)
+    one = Learner([parameter], settings, EmaConfig(), role="fake_score")
+    parameter.grad = torch.tensor([1.0, value, 0.0])
+    with pytest.raises(UserError, match=r"^the fake score's gradient is not finite; lower trainer\.fake_score\.lr,"):
+        one.update()
+    assert parameter.tolist() == [1.0, 1.0, 1.0] and one.updates == 0
+
+
 def test_rate_warms_up_linearly() -> None:
     steps = []
     for warmup in (0, 4):

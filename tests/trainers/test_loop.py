@@ -290,6 +290,30 @@ def test_the_fake_score_outlives_a_stage_that_trains_none_in_a_resumed_run_too(
     assert log_lines(tmp_path / "killed") == log_lines(tmp_path / "whole")
 
 
+@pytest.mark.parametrize(
+    ("stage", "named"),
+    [
+        ({"trainer": "dmd", "settings": {"batch_size": 2, "fake_score": {"lr": 1e30}}}, "fake score"),
+        ({"trainer": "dmd", "settings": {"batch_size": 2, "student": {"lr": 1e30}}}, "fake score"),  # it is first
+        ({"trainer": "dpo", "settings": {"dpo": {"groups": 2, "group_size": 2}, "student": {"lr": 1e30}}}, "student"),
+    ],
+)
+def test_a_diverged_training_ends_at_its_last_checkpoint_and_exports_nothing(
+    pipeline_folder: Path, prompt_file: Path, tmp_path: Path, stage: dict[str, Any], named: str
+) -> None:
+    """After the first update of such a rate the weights are finite still; what comes of them is not."""
+    table = {"cold_start": {"iterations": 1}, "reinforce": {"iterations": 1}, "last": {"iterations": 9, **stage}}
+    run = settings(pipeline_folder, prompt_file, checkpoint_every=100, stages=table)
+    key = f"trainer.{named.replace(' ', '_')}.lr"
+    told = f"^stages.last, iteration [23]: the {named}'s gradient is not finite; lower {key}"
+    with pytest.raises(UserError, match=told):
+        Loop("rtdmd", run, tmp_path / "run").train()
+    assert not (tmp_path / "run" / "student").exists()
+    state = load_state(tmp_path / "run")
+    assert state and state["position"]["stage"] == "reinforce"
+    assert all(weights.isfinite().all() for weights in state["trainer"]["student"]["parameters"])
+
+
 def test_a_stage_ends_early_when_a_held_out_metric_falls(
     pipeline_folder: Path,
     prompt_file: Path,
