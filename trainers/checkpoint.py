@@ -5,6 +5,7 @@ import os
 import pickle
 import shutil
 import zipfile
+import zlib
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from pathlib import Path
@@ -18,6 +19,10 @@ from trainers.config import RunConfig
 
 STATE, SETTINGS, LOG, LOCK, STUDENT = "checkpoint.pt", "run.json", "log.jsonl", "run.lock", "student"
 MENDS = "use another --out, or start over with --no-resume"
+# What a damaged checkpoint makes its readers raise, by the place of the damage
+DAMAGE = (
+    RuntimeError, ValueError, OverflowError, EOFError, OSError, pickle.UnpicklingError, zipfile.BadZipFile, zlib.error
+)  # fmt: skip
 
 
 class Occupied(UserError):
@@ -72,15 +77,28 @@ def load_state(folder: Path, parts: frozenset[str] = frozenset()) -> dict[str, A
     if not path.is_file():
         return None
     advice = "restore the file, or start over with --no-resume"
-    if not zipfile.is_zipfile(path):  # of such files torch.load says nothing that helps
-        raise UserError(f"{path}: not a readable checkpoint; {advice}")
+    _check(path, advice)
     try:
         state = torch.load(path, map_location="cpu", weights_only=True)
-    except (RuntimeError, pickle.UnpicklingError, EOFError) as error:
+    except DAMAGE as error:
         raise UserError(f"{path}: not a readable checkpoint ({error}); {advice}") from error
     if not isinstance(state, dict) or not parts <= state.keys():
         raise UserError(f"{path}: not the checkpoint of a training, or one of another version; {advice}")
     return state
+
+
+def _check(path: Path, advice: str) -> None:
+    """Raise UserError where a file is no whole checkpoint: torch.load takes a flipped byte for a weight."""
+    wrong: str | None = "no zip archive"  # of such files torch.load says nothing that helps
+    try:
+        if zipfile.is_zipfile(path):
+            with zipfile.ZipFile(path) as archive:
+                part = archive.testzip()
+            wrong = part and f"{part} is damaged"
+    except DAMAGE as error:
+        wrong = str(error)
+    if wrong is not None:
+        raise UserError(f"{path}: not a readable checkpoint ({wrong}); {advice}")
 
 
 def keep_state(folder: Path, stage: str) -> None:
@@ -103,7 +121,10 @@ def teacher_folder(folder: Path, stage: str) -> Path:
 
 
 def adopt_state(folder: Path, donor: Path, stages: Sequence[str]) -> None:
-    """Start a claimed run from the end of the last of another one's stages: its checkpoint, its log up to there."""
+    """Start a claimed run from the end of the last of another one's stages: its checkpoint, its log up to there.
+
+    Raises UserError where that checkpoint is damaged."""
+    _check(stage_state(donor, stages[-1]), "restore or remove the file")
     folder.mkdir(parents=True, exist_ok=True)
     for teacher in (teacher_folder(donor, stage) for stage in stages):
         if teacher.exists():

@@ -14,11 +14,13 @@ from trainers.checkpoint import (
     SETTINGS,
     STATE,
     STUDENT,
+    adopt_state,
     begun_with,
     claim_folder,
     forget_run,
     held,
     keep_state,
+    load_state,
     read_settings,
     replaced_folder,
     save_state,
@@ -91,6 +93,46 @@ def test_the_end_of_a_stage_is_kept_once(tmp_path: Path) -> None:
     save_state(tmp_path, {"step": torch.ones(3)})
     keep_state(tmp_path, "cold_start")
     assert not torch.load(stage_state(tmp_path, "cold_start"))["step"].any()
+
+
+def damage(path: Path, at: float, count: int) -> None:
+    """Flip the bits of some bytes of a file, from a place that is a share of its length."""
+    whole = bytearray(path.read_bytes())
+    first = int(at * len(whole))
+    whole[first : first + count] = bytes(byte ^ 0xFF for byte in whole[first : first + count])
+    path.write_bytes(whole)
+
+
+def test_bytes_that_changed_on_disk_are_noticed(tmp_path: Path) -> None:
+    """In the middle lie weights, of which any bytes are some: torch.load takes them."""
+    save_state(tmp_path, {"step": torch.zeros(100_000)})
+    assert load_state(tmp_path)
+    damage(tmp_path / STATE, 0.5, 4_000)
+    assert torch.load(tmp_path / STATE, weights_only=True)["step"].any()
+    told = r"checkpoint\.pt: not a readable checkpoint \(.*data/0 is damaged\); restore the file, or start over"
+    with pytest.raises(UserError, match=told):
+        load_state(tmp_path)
+
+
+def test_a_flipped_byte_is_one_clear_line_wherever_it_lies(tmp_path: Path) -> None:
+    """Readers of the file's own tables raise what they come across."""
+    save_state(tmp_path, {"step": torch.zeros(8)})
+    whole, wrong = (tmp_path / STATE).read_bytes(), 0
+    for place in range(len(whole)):
+        (tmp_path / STATE).write_bytes(whole[:place] + bytes([whole[place] ^ 0xFF]) + whole[place + 1 :])
+        try:
+            load_state(tmp_path)
+        except UserError:
+            wrong += 1
+    assert wrong > len(whole) / 2  # what is left over are paddings and dates
+
+
+def test_a_damaged_stage_is_not_adopted(tmp_path: Path) -> None:
+    make_run(tmp_path / "donor")
+    damage(stage_state(tmp_path / "donor", "cold_start"), 0.3, 400)
+    with pytest.raises(UserError, match=r"donor.after-cold_start\.pt: not a readable checkpoint .*remove the file"):
+        adopt_state(tmp_path / "run", tmp_path / "donor", ["cold_start"])
+    assert not (tmp_path / "run" / STATE).exists()
 
 
 def test_a_folder_is_replaced_whole_or_not_at_all(tmp_path: Path) -> None:
