@@ -16,7 +16,7 @@ from leaderboards import evidence
 from leaderboards.schema import Cost, MetricResult, Model, Result, StageRecord, Task, Training
 from leaderboards.statistics import breakdown
 from leaderboards.store import publish
-from trainers.checkpoint import LOG, STATE, claim_folder, stage_state, write_text
+from trainers.checkpoint import LOG, STATE, claim_folder, keep_state, save_state, write_text
 from trainers.claims.plan import Study, read_study
 from trainers.config import RunConfig
 from trainers.pause import Paused
@@ -159,9 +159,9 @@ def write_run(folder: Path, method: str, run: RunConfig, spend: float = 1.0, **l
             log.append(line | {"volatile": {"time": now}})
             if iteration % 5 == 0:
                 measure(name, iteration)
-        (folder / STATE).write_text("whole")
+        save_state(folder, {"whole": True})
         if name != list(run.stages)[-1]:
-            stage_state(folder, name).write_text("whole")
+            keep_state(folder, name)
         stages.append(StageRecord(name=name, method=method, iterations=10, network_passes=stage.budget_passes))
     write_text(folder / LOG, "".join(json.dumps(line) + "\n" for line in log))
     (folder / "student").mkdir(exist_ok=True)

@@ -5,13 +5,14 @@ import shutil
 from pathlib import Path
 
 import pytest
+import torch
 
 import benchmarks
 from benchmarks.config import UserError
 from leaderboards.studies import Claims, read_study
 from tests.trainers.claims.fake import PLAN, Benchmarks, Trainings, write_plan, write_run
 from trainers import run as run_module
-from trainers.checkpoint import STATE, held, read_settings, stage_state
+from trainers.checkpoint import STATE, held, load_state, read_settings, stage_state
 from trainers.claims.__main__ import Arguments, main
 from trainers.claims.record import Records, read_log
 from trainers.claims.report import claims_of
@@ -382,7 +383,7 @@ def test_compiled_or_not_it_is_the_same_run(stage: Stage) -> None:
     (stage.folder / "s" / "runs" / "plain-s1.json").unlink()  # trained, and not recorded
     (stage.folder / "s" / "runs" / "other-s1.json").unlink()
     shutil.rmtree(runs / "other-s1")
-    stage_state(runs / "better-s1", "cold_start").write_text("compiled")
+    torch.save({"compiled": True}, stage_state(runs / "better-s1", "cold_start"))
     stage.call(hours=1.0)
     assert stage.trainings.calls == [*ORDER, "other-s1"]
     assert not read_settings(runs / "other-s1" / "run.json")["backbone"]["compile"]
@@ -391,7 +392,7 @@ def test_compiled_or_not_it_is_the_same_run(stage: Stage) -> None:
     ]  # fmt: skip
     method, run = stage.runs().study.run("plain", 1)
     donate_stage(method, run, runs / "one-more")
-    assert (runs / "one-more" / STATE).read_text() == "compiled"
+    assert load_state(runs / "one-more") == {"compiled": True}
 
 
 def test_a_digest_is_of_what_decides_a_run(stage: Stage) -> None:
