@@ -102,7 +102,7 @@ class RunConfig:
     stages: dict[str, StageConfig]
     canary: CanaryConfig = CanaryConfig()
     checkpoint_every: int = 200  # iterations
-    log_every: int = 10  # iterations; a line holds the latest of every value since the one before
+    log_every: int = 10  # iterations, and a stage's end; a line holds the latest of every value since the one before
     export: ExportConfig = ExportConfig()
     benchmark: str = ""  # suite that the student is put through at the end; "" = none
 

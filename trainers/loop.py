@@ -215,7 +215,7 @@ class Loop:
     def _run_stage(self, trainer: Trainer, position: Position) -> None:
         """Train from `position` to the end of its stage."""
         run, stage = self.run, self.run.stages[position.stage]
-        resumed_at = position.iteration
+        over = self._fraction(stage, position) >= 1  # the checkpoint is of the stage's very end
         with Progress(position.stage, self.accelerator.is_main_process) as progress:
             while (done := self._fraction(stage, position)) < 1:
                 if position.iteration % run.canary.every == 0 and (position.iteration or not position.total):
@@ -227,18 +227,18 @@ class Loop:
                 position.iteration, position.total = position.iteration + 1, position.total + 1
                 progress.show(done, position.iteration, self._recent)
                 if position.iteration % run.log_every == 0:  # not every iteration updates all the roles
-                    self._log(position, self._mean(self._recent))
-                    self._recent = {}
+                    self._log_recent(position)
                 due = self._due()
                 if (due or position.iteration % run.checkpoint_every == 0) and self._fraction(stage, position) < 1:
                     self._checkpoint(trainer, position)
                     if due:
                         self._pause.leave(due)
-        if position.iteration > resumed_at or not position.total:  # else the checkpoint is of the stage's very end
+        if not over:
+            if position.iteration % run.log_every:
+                self._log_recent(position)  # the next stage's lines are its own
             if not position.stopped_by:
                 self._measure(trainer, position)
             self._close(trainer, position)
-            self._recent = {}  # the next stage's lines are its own
             self._checkpoint(trainer, position)
         if self.accelerator.is_main_process and position.stage != list(run.stages)[-1]:
             keep_state(self.folder, position.stage)
@@ -318,6 +318,11 @@ class Loop:
             stopped_by=position.stopped_by,
         )
         self._stages.append(record.model_dump())
+
+    def _log_recent(self, position: Position) -> None:
+        """Write the latest of every value since the last such line."""
+        self._log(position, self._mean(self._recent))
+        self._recent = {}
 
     def _log(self, position: Position, values: dict[str, float]) -> None:
         if self.accelerator.is_main_process:

@@ -350,6 +350,17 @@ def test_a_stage_ends_early_when_a_held_out_metric_falls(
     killed_at(loop("killed", [0.9, 0.7, 0.7]), 5)
     again = loop("killed", [0.7, 0.7, 0.5, 0.5]).train()  # what the resumed run has yet to measure
     assert (again / "training.json").read_bytes() == (student / "training.json").read_bytes()
+    with pytest.raises(StopIteration):  # after the checkpoint of iteration 4, in the measurement that ends the stage
+        loop("late", [0.9, 0.7]).train()
+    again = loop("late", [0.7, 0.5, 0.5]).train()
+    assert (again / "training.json").read_bytes() == (student / "training.json").read_bytes()
+    assert log_lines(tmp_path / "late") == lines
+    run = replace(run, log_every=3)
+    loop("rest", [0.9, 0.7, 0.7, 0.5, 0.5]).train()
+    trained = [line for line in log_lines(tmp_path / "rest") if "fake_score_loss" in line]
+    assert [(line["stage"], line["iteration"]) for line in trained] == [
+        ("cold_start", 3), ("cold_start", 4), ("reinforce", 3)
+    ]  # fmt: skip
     # the end of a stage is the start of the next: from .9 to .7 there counts, if one measurement is enough
     short, later = {"iterations": 2}, {"iterations": 4, "settings": {"phase": "reinforce"}}
     table = as_table(run) | {"stages": {"cold_start": short, "reinforce": later}}

@@ -1,6 +1,7 @@
 """What a run tells of itself: its log, and the record that goes with the student."""
 
 import json
+from itertools import pairwise
 from pathlib import Path
 from typing import Any
 
@@ -27,7 +28,7 @@ pytestmark = pytest.mark.usefixtures("closed_form_rewards")
 def test_the_log_holds_what_only_some_iterations_do(
     pipeline_folder: Path, prompt_file: Path, tmp_path: Path, kill: int
 ) -> None:
-    """The student is updated in iterations 0, 2 and 4; a line is written after 4 of each stage."""
+    """The student is updated in iterations 0, 2 and 4; a line is written after 4 of each stage and at its end, 5."""
     changes = {"log_every": 4, "checkpoint_every": 1, "stages": {"reinforce": {"iterations": 5}}}
     run = settings(pipeline_folder, prompt_file, **changes)
     seen: list[int] = []
@@ -46,10 +47,13 @@ def test_the_log_holds_what_only_some_iterations_do(
             loop.train()
         seen.pop()
     Loop("rtdmd", run, tmp_path / "run").train()
-    first, second = (line for line in log_lines(tmp_path / "run") if "fake_score_loss" in line)
-    assert (first["stage"], first["iteration"], second["stage"], second["iteration"]) == (
-        "cold_start", 4, "reinforce", 4
-    )  # fmt: skip
+    lines = [line for line in log_lines(tmp_path / "run") if "fake_score_loss" in line]
+    assert [(line["stage"], line["iteration"]) for line in lines] == [
+        ("cold_start", 4), ("cold_start", 5), ("reinforce", 4), ("reinforce", 5)
+    ]  # fmt: skip
+    first, _, second, last = lines
+    assert all(line["passes"] > before["passes"] for before, line in pairwise(lines))
+    assert {"reward_std/redness", "dmd_loss"} <= last.keys()  # what the last iteration did, and no stage before
     assert {"dmd_loss", "student_norm"} <= first.keys() and not any(key.startswith("reward") for key in first)
     assert {"reward_std/redness", "dmd_loss"} <= second.keys()
     assert log_lines(tmp_path / "run") == whole_log(run, tmp_path)

@@ -158,7 +158,8 @@ def _of_training(folder: Path) -> dict[str, Any]:
     first: dict[str, float] = {}
     for line in log:
         first = {key.removeprefix(STD): value for key, value in line.items() if key.startswith(STD)} | first
-    trained = [line for line in log if line["stage"] == last and not any(key.startswith("canary/") for key in line)]
+    told = ("canary/", "stopped_by/")  # lines of measurements, beside that of the training at the same iteration
+    trained = [line for line in log if line["stage"] == last and not any(key.startswith(told) for key in line)]
     return {
         "network_passes": training.network_passes,
         "compiled": isinstance(backbone, dict) and bool(backbone.get("compile")),
