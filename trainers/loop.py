@@ -58,7 +58,9 @@ PARTS = frozenset(
     }
 )  # fmt: skip
 # What may change between starts
-FREE = frozenset({"name", "benchmark", "export", "backbone.name", "backbone.sharded", "backbone.compile"})
+FREE = frozenset(
+    {"name", "benchmark", "export", "checkpoint_every", "backbone.name", "backbone.sharded", "backbone.compile"}
+)
 
 
 @dataclass

@@ -46,6 +46,18 @@ def test_an_interrupted_run_ends_bit_for_bit_like_an_uninterrupted_one(
         assert (whole / file).read_bytes() == (again / file).read_bytes(), file
 
 
+def test_how_often_checkpoints_are_written_may_change_and_decides_nothing(
+    pipeline_folder: Path, prompt_file: Path, tmp_path: Path
+) -> None:
+    run = settings(pipeline_folder, prompt_file)
+    Loop("rtdmd", run, tmp_path / "whole").train()
+    killed_at(Loop("rtdmd", run, tmp_path / "killed"), 3)
+    killed_at(Loop("rtdmd", replace(run, checkpoint_every=1), tmp_path / "killed"), 4)
+    Loop("rtdmd", replace(run, checkpoint_every=100), tmp_path / "killed").train()
+    assert log_lines(tmp_path / "killed") == log_lines(tmp_path / "whole")
+    assert_same(*(torch.load(tmp_path / n / "checkpoint.pt", weights_only=True) for n in ("whole", "killed")))
+
+
 def test_a_finished_run_started_again_changes_nothing(
     pipeline_folder: Path, prompt_file: Path, tmp_path: Path
 ) -> None:
