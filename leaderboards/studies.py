@@ -28,9 +28,9 @@ from leaderboards.schema import MAX_FILE_BYTES, Count, Name, Number, ResultError
 
 STUDIES = Path(__file__).parent / "studies"
 READING = (
-    "Claims are judged one by one, without correction for their number: where nothing differs one in forty claims of a "
-    "direction holds by chance, one in twenty of those of a difference. Beside the headline claims stands p of no "
-    "difference, and p by Holm for as many headline claims as have one: a claim may hold whose p by Holm is above .05. "
+    "Claims are judged one by one, without correction for their number: where nothing differs one in forty claims of "
+    "a direction holds by chance, one in twenty of those of a difference. Beside the headline claims stands p of no "
+    "difference, and p by Holm for as many headline claims as have one: one may hold whose p by Holm is above .05. "
     "Verdicts follow from the 95 % interval and from the size s that would matter. Claimed above 0: holds where the "
     "whole interval is above 0, does not hold where it is below s. Not below 0: the same around -s. Near 0: holds "
     "where it is within s of 0, does not hold where all of it is farther away; apart from 0: holds where it leaves 0 "
