@@ -69,6 +69,7 @@ class StageRecord(Strict):
     network_passes: Count
     image_free: bool = True  # whether the method's own terms needed no real pictures; of rewards, Training tells
     stopped_by: str = ""  # the held-out metric whose fall ended the stage before its time
+    settings: dict[str, JsonValue] = {}  # of the method, defaults in force among them; {} in older records
 
 
 class Training(Strict):

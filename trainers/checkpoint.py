@@ -15,9 +15,10 @@ import torch
 from filelock import FileLock, Timeout
 
 from benchmarks.config import UserError, as_table, build
-from trainers.config import RunConfig
+from trainers.config import RunConfig, resolved_settings
 
 STATE, SETTINGS, LOG, LOCK, STUDENT = "checkpoint.pt", "run.json", "log.jsonl", "run.lock", "student"
+RESOLVED = "resolved"  # in SETTINGS: each stage's settings in force; the rest tells those that were asked for
 MENDS = "use another --out, or start over with --no-resume"
 # What a damaged checkpoint makes its readers raise, by the place of the damage
 DAMAGE = (
@@ -152,16 +153,21 @@ def is_begun(folder: Path) -> bool:
     return (folder / STATE).is_file() or (folder / STUDENT).is_dir()
 
 
-def claim_folder(folder: Path, method: str, run: RunConfig, free: frozenset[str] = frozenset()) -> None:
+def claim_folder(
+    folder: Path, method: str, run: RunConfig, free: frozenset[str] = frozenset(), where: str = "config"
+) -> None:
     """Write the run's settings into its folder, or compare them with those of the run that it holds.
 
     Raises UserError naming the first difference: a run is never continued under other settings. Keys in `free` may
-    change, and so may the program: a key that it has got since counts as left at its default."""
+    change, and so may the program: a key that it has got since counts as left at its default. A default of a method
+    that it has changed since is a difference. `where` opens the errors in the methods' settings."""
     path = folder / SETTINGS
     settings = {"method": method, **as_table(run)}
+    resolved = resolved_settings(method, run, where)
     if not is_begun(folder):
         folder.mkdir(parents=True, exist_ok=True)
-        write_text(path, json.dumps(settings, indent=2) + "\n")  # not sorted: the order of stages is a setting, too
+        told = settings | {RESOLVED: resolved}
+        write_text(path, json.dumps(told, indent=2) + "\n")  # not sorted: the order of stages is a setting, too
         return
     stored = _settings_of(folder)
     differences = _differences(stored, settings)
@@ -170,15 +176,29 @@ def claim_folder(folder: Path, method: str, run: RunConfig, free: frozenset[str]
     for key, (old, new) in differences.items():
         if not free & {key, key.partition(".")[0]}:
             raise UserError(f"{path}: {key} was {old!r}, now {new!r}; {MENDS}")
+    for key, (old, new) in changed_defaults(path, resolved).items():
+        raise UserError(f"{path}: {key} was {old!r}, now {new!r} by default; {MENDS}")
+
+
+def changed_defaults(path: Path, resolved: Mapping[str, Any]) -> dict[str, tuple[Any, Any]]:
+    """Return (old, new) of the settings in force by which the run of a file differs, in the stages of `resolved`.
+
+    Keys younger than the file are left out, and of a file that is older than this record there is nothing to tell.
+    The file is one that `read_settings` takes."""
+    stored = json.loads(path.read_text(encoding="utf-8")).get(RESOLVED, {})
+    stored = {stage: stored[stage] for stage in resolved if stage in stored}
+    return _differences(stored, _known(stored, resolved), RESOLVED)
 
 
 def read_settings(path: Path) -> dict[str, Any]:
-    """Return a run's stored settings, complete: keys younger than the file stand at their defaults.
+    """Return a run's stored settings as asked for, complete: keys younger than the file stand at their defaults.
 
     Raises UserError where the file is missing or damaged, or holds what this version does not know."""
     try:
         table = json.loads(path.read_text(encoding="utf-8"))
         method = table.pop("method")
+        if not isinstance(table.pop(RESOLVED, {}), dict):  # older files have none
+            raise TypeError(RESOLVED)
     except OSError as error:
         raise UserError(f"{path}: cannot be read ({error.strerror})") from error
     except (ValueError, KeyError, TypeError, AttributeError) as error:
@@ -220,6 +240,13 @@ def replaced_folder(folder: Path) -> Iterator[Path]:
         folder.replace(old)
     new.replace(folder)
     shutil.rmtree(old, ignore_errors=True)
+
+
+def _known(old: Any, new: Any) -> Any:
+    """Return nested tables without the keys that the older ones lack."""
+    if not (isinstance(old, dict) and isinstance(new, dict)):
+        return new
+    return {name: _known(old[name], value) for name, value in new.items() if name in old}
 
 
 def _differences(old: Any, new: Any, key: str = "") -> dict[str, tuple[Any, Any]]:

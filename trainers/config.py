@@ -14,7 +14,7 @@ from dataclasses import field, fields
 from pathlib import Path
 from typing import Any, Literal
 
-from benchmarks.config import UserError, build, config, overridden, parse_toml
+from benchmarks.config import UserError, as_table, build, config, overridden, parse_toml
 from leaderboards.schema import NAME_RULE, is_name
 from trainers.backbones.base import BackboneConfig
 from trainers.base import Trainer, find
@@ -171,6 +171,13 @@ def stage_methods(method: str, run: RunConfig, where: str) -> dict[str, tuple[ty
     }
     settings = stage_settings(run, {name: trainer.Config for name, trainer in classes.items()}, where)
     return {name: (trainer, settings[name]) for name, trainer in classes.items()}
+
+
+def resolved_settings(method: str, run: RunConfig, where: str) -> dict[str, dict[str, Any]]:
+    """Return each stage's settings in force, as plain values: what the run says, and else its method's defaults.
+
+    Raises UserError as `stage_methods`."""
+    return {name: as_table(settings) for name, (_, settings) in stage_methods(method, run, where).items()}
 
 
 def stage_settings(run: RunConfig, configs: Mapping[str, type[Any]], where: str) -> dict[str, Any]:

@@ -113,7 +113,7 @@ class Loop:
         if self.accelerator.is_main_process:
             if not resume:
                 forget_run(folder)
-            claim_folder(folder, method, run, free=FREE)
+            claim_folder(folder, method, run, FREE, where)
         self.accelerator.wait_for_everyone()
         self._curves: list[dict[str, Any]] = []
         self._stages: list[dict[str, Any]] = []  # what training.json tells of each finished stage
@@ -318,6 +318,7 @@ class Loop:
             network_passes=self.backbone.passes - position.passes_before,
             image_free=trainer.image_free,
             stopped_by=position.stopped_by,
+            settings=as_table(self._methods[position.stage][1]),
         )
         self._stages.append(record.model_dump())
 

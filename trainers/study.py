@@ -119,11 +119,11 @@ def run_row(study: StudyConfig, path: Path, row: RowConfig, seed: int, folder: P
     if row.model:
         benchmark(row.model, study.suite, row.name, folder, board or RESULTS, row.steps, row.guidance)
         return
-    run = row_settings(study, path, row, seed)
+    run, where = row_settings(study, path, row, seed), f"{path}: {row.name}"
     if is_main_process():
         with held(folder):
-            donate_stage(study.method, run, folder)
-    train(study.method, run, folder, where=f"{path}: {row.name}", board=board)
+            donate_stage(study.method, run, folder, where)
+    train(study.method, run, folder, where=where, board=board)
 
 
 def benchmark(
@@ -145,14 +145,18 @@ def row_settings(study: StudyConfig, path: Path, row: RowConfig, seed: int) -> R
     return build(RunConfig, table, f"{path}: {row.name}")
 
 
-def donate_stage(method: str, run: RunConfig, folder: Path) -> None:
-    """Let a new run start from the end of the longest stage that a neighbour has trained under the same settings."""
-    from trainers.checkpoint import STATE, adopt_state, claim_folder, read_settings, stage_state
+def donate_stage(method: str, run: RunConfig, folder: Path, where: str = "config") -> None:
+    """Let a new run start from the end of the longest stage that a neighbour has trained under the same settings.
+
+    Raises UserError, opened by `where`, for bad settings of a stage."""
+    from trainers.checkpoint import STATE, adopt_state, changed_defaults, claim_folder, read_settings, stage_state
+    from trainers.config import resolved_settings
 
     if (folder / STATE).exists():
         return
-    names = list(run.stages)
+    names, resolved = list(run.stages), resolved_settings(method, run, where)
     for stage in reversed(names):
+        earlier = {name: resolved[name] for name in names[: names.index(stage) + 1]}
         wanted = run_digest(method, run, stage)
         for donor in sorted(folder.parent.glob("*/run.json")):
             try:
@@ -160,9 +164,10 @@ def donate_stage(method: str, run: RunConfig, folder: Path) -> None:
             except UserError:
                 continue  # of another version, or damaged: nothing to share
             alike = stage in table["stages"] and stages_digest(table, stage) == wanted
+            alike = alike and not changed_defaults(donor, earlier)
             if donor.parent != folder and alike and stage_state(donor.parent, stage).exists():
                 claim_folder(folder, method, replace(run, processes=run.processes or 1))
-                adopt_state(folder, donor.parent, names[: names.index(stage) + 1])
+                adopt_state(folder, donor.parent, list(earlier))
                 return
 
 

@@ -257,3 +257,39 @@ def test_a_run_may_go_on_compiled(tmp_path: Path) -> None:
     claim_folder(tmp_path, "rtdmd", compiled, free=FREE)
     with pytest.raises(UserError, match="compile was False, now True"):
         claim_folder(tmp_path, "rtdmd", compiled)
+
+
+def test_the_settings_in_force_are_kept_and_compared(tmp_path: Path) -> None:
+    """Those that nobody asked for too: the program's defaults may change between two starts."""
+    begin(tmp_path, "dmd")
+    stored = json.loads((tmp_path / SETTINGS).read_text())
+    of_stage = stored["resolved"]["cold_start"]
+    assert of_stage["normaliser"] == "x0_teacher" and of_stage["student"]["lr"] == 1e-3
+    assert "resolved" not in read_settings(tmp_path / SETTINGS)  # what digests are of
+    del of_stage["normaliser"], of_stage["student"]["warmup_updates"]  # keys that the program has got since
+    (tmp_path / SETTINGS).write_text(json.dumps(stored))
+    claim_folder(tmp_path, "dmd", RUN)
+    of_stage["student"]["eps"] = 0.5
+    (tmp_path / SETTINGS).write_text(json.dumps(stored))
+    with pytest.raises(
+        UserError, match=r"run.json: resolved.cold_start.student.eps was 0.5, now 1e-0. by default; us"
+    ):
+        claim_folder(tmp_path, "dmd", RUN)
+    with pytest.raises(UserError, match=r"run.json: trainer.guidance_scale was None, now 2.0; use"):
+        claim_folder(tmp_path, "dmd", replace(RUN, trainer={"guidance_scale": 2.0}))  # what was asked for comes first
+    of_stage["student"]["eps"], of_stage["gone"] = 1e-8, 3
+    (tmp_path / SETTINGS).write_text(json.dumps(stored))
+    with pytest.raises(UserError, match=r"resolved.cold_start.gone was 3, now None"):
+        claim_folder(tmp_path, "dmd", RUN)
+    del stored["resolved"]
+    (tmp_path / SETTINGS).write_text(json.dumps(stored))
+    claim_folder(tmp_path, "dmd", RUN)  # an older program wrote none
+    (tmp_path / SETTINGS).write_text(json.dumps(stored | {"resolved": 3}))
+    with pytest.raises(UserError, match="not the settings of a training"):
+        claim_folder(tmp_path, "dmd", RUN)
+
+
+def test_settings_in_force_are_those_of_the_method_as_built(tmp_path: Path) -> None:
+    with pytest.raises(UserError, match=r"^x.toml: stages.cold_start: trainer: unknown key 'guidance'"):
+        claim_folder(tmp_path, "dmd", replace(RUN, trainer={"guidance": 2.0}), where="x.toml")
+    assert not (tmp_path / SETTINGS).exists()

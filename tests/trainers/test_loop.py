@@ -1,5 +1,6 @@
 """The loop: stages, interruptions, refusals, the early stop."""
 
+import json
 from dataclasses import replace
 from pathlib import Path
 from types import SimpleNamespace
@@ -240,6 +241,12 @@ def test_every_stage_records_its_method_and_what_it_took(
         ("cold_start", "rtdmd", 2), ("reinforce", "rtdmd", 2), ("distil", "dmd", 2)
     ]  # fmt: skip
     assert sum(stage.network_passes for stage in record.stages) == record.network_passes
+    told = [stage.settings for stage in record.stages]
+    assert [one["guidance_scale"] for one in told] == [2.0, 2.0, 2.0] and told[0]["phase"] == "cold_start"
+    assert told[2]["batch_size"] == 2 and told[2]["normaliser"] == "x0_teacher"  # of which no file says a word
+    assert json.loads((tmp_path / "run" / "run.json").read_text())["resolved"] == {
+        stage.name: stage.settings for stage in record.stages
+    }
 
 
 def test_shared_settings_count_in_the_stages_whose_method_knows_them(

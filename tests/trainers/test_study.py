@@ -1,4 +1,6 @@
+import json
 import shutil
+from dataclasses import replace
 from pathlib import Path
 
 import pytest
@@ -10,6 +12,7 @@ from tests.trainers.tiny_run import assert_same, settings
 from trainers import loop as loop_module
 from trainers import study as study_module
 from trainers.base import available, find
+from trainers.checkpoint import claim_folder, keep_state, save_state
 from trainers.config import read_run, stage_settings
 from trainers.loop import Loop
 from trainers.study import CONFIGS, Arguments, RowConfig, StudyConfig, donate_stage, main, row_settings, stages_digest
@@ -70,6 +73,21 @@ def test_a_shared_cold_start_changes_nothing_but_the_time(
     assert_same(*states)
     weights = [next((folder / "transformer").glob("*.safetensors")).read_bytes() for folder in (shared, alone)]
     assert weights[0] == weights[1]
+
+
+def test_a_cold_start_under_another_default_is_not_shared(tmp_path: Path) -> None:
+    """A donor's file tells what was in force when it was trained; what comes after the shared stage may differ."""
+    run = settings(tmp_path / "base", tmp_path / "prompts.jsonl")
+    for folder, of_stage, key in (("a", "cold_start", "guidance_scale"), ("b", "reinforce", "phase")):
+        donor = tmp_path / folder / "donor"
+        claim_folder(donor, "rtdmd", replace(run, processes=1))
+        save_state(donor, {"whole": True})
+        keep_state(donor, "cold_start")
+        table = json.loads((donor / "run.json").read_text())
+        table["resolved"][of_stage][key] = "another"
+        (donor / "run.json").write_text(json.dumps(table))
+        donate_stage("rtdmd", run, tmp_path / folder / "arm")
+        assert (tmp_path / folder / "arm" / "checkpoint.pt").exists() == (of_stage == "reinforce")
 
 
 def test_finished_rows_are_left_alone(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:

@@ -189,14 +189,14 @@ class Runs:
 
         method, run = self.study.run(item.arm, item.seed)
         run = replace(run, backbone=replace(run.backbone, compile=self.compile))
-        place = self.place(item)
+        place, where = self.place(item), f"{self.study.path}: arms.{item.arm}"
         if (place / STUDENT_RECORD).exists():  # of this plan?
             begun = replace(run, processes=run.processes or 1)
-            claim_folder(place, method, begun, free=frozenset({"backbone.compile"}))
+            claim_folder(place, method, begun, frozenset({"backbone.compile"}), where)
             return
         with held(place):
-            donate_stage(method, run, place)
-        train(method, run, place, where=f"{self.study.path}: arms.{item.arm}", until=until)
+            donate_stage(method, run, place, where)
+        train(method, run, place, where=where, until=until)
 
     def _benchmark(self, item: Item) -> float:
         """Put an item through the suite; return the seconds that took."""
