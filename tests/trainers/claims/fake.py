@@ -18,7 +18,7 @@ from leaderboards.statistics import breakdown
 from leaderboards.store import publish
 from trainers.checkpoint import LOG, STATE, claim_folder, keep_state, save_state, write_text
 from trainers.claims.plan import Study, read_study
-from trainers.config import RunConfig
+from trainers.config import RunConfig, resolved_settings
 from trainers.pause import Paused
 from trainers.study import CONFIGS
 
@@ -141,6 +141,7 @@ class Trainings:
 def write_run(folder: Path, method: str, run: RunConfig, spend: float = 1.0, **lines: Callable[[int], float]) -> None:
     """Write what a finished training leaves: log.jsonl, checkpoints, student/training.json."""
     passes, total, now, log, curves, stages = 0, 0, 1000.0, [], [], []
+    resolved = resolved_settings(method, run, "config")
     claim_folder(folder, method, begun(run))
 
     def measure(name: str, iteration: int) -> None:
@@ -162,7 +163,8 @@ def write_run(folder: Path, method: str, run: RunConfig, spend: float = 1.0, **l
         save_state(folder, {"whole": True})
         if name != list(run.stages)[-1]:
             keep_state(folder, name)
-        stages.append(StageRecord(name=name, method=method, iterations=10, network_passes=stage.budget_passes))
+        told = {"iterations": 10, "network_passes": stage.budget_passes, "settings": resolved[name]}
+        stages.append(StageRecord(name=name, method=method, **told))  # type: ignore[arg-type]
     write_text(folder / LOG, "".join(json.dumps(line) + "\n" for line in log))
     (folder / "student").mkdir(exist_ok=True)
     record = Training(
