@@ -3,6 +3,7 @@
     python -m trainers.run rtdmd --config trainers/configs/rtdmd-micro.toml [--set trainer.sampler.eta=0.8]
     python -m trainers.run --preset rtdmd-sd3m                (a row of a paper's table; --presets lists them)
     python -m trainers.run --preset rtdmd-sd3m --dry-run --plan-for h100     (what it would cost)
+    python -m trainers.run rtdmd --keys        (what a file and --set may hold: every key, its values, its default)
 
 The same command again continues where the last one stopped; Ctrl-C and SIGTERM finish the iteration and write a
 checkpoint. On several accelerators, torchrun --nproc_per_node 8 -m trainers.run … trains on 8 times the batch of the
@@ -43,6 +44,7 @@ class Arguments:
     benchmark: bool = True  # run the config's suite at the end; --no-benchmark leaves it out
     list: bool = False  # show trainers and backbones
     presets: bool = False  # show the presets
+    keys: bool = False  # show every key of a run's file and of the method's settings, with default and meaning
     dry_run: bool = False  # show passes, operations, memory and hours; nothing is done
     plan_for: str = ""  # with --dry-run: on this device instead of the present one: h100, a100, …
     plugin: Annotated[tuple[str, ...], tyro.conf.UseAppendAction] = ()  # Python modules that register more of them
@@ -58,6 +60,11 @@ def main(arguments: Arguments) -> int:
         from trainers.presets import show_presets
 
         show_presets()
+        return 0
+    if arguments.keys:
+        from trainers.keys import show_keys
+
+        show_keys(chosen_run(arguments)[0] if arguments.preset else arguments.method)
         return 0
     method, run, where = chosen_run(arguments)
     if arguments.plan_for and not arguments.dry_run:
