@@ -87,11 +87,13 @@ def as_table(settings: Any) -> dict[str, Any]:
 
 @contextmanager
 def located(where: str) -> Iterator[None]:
-    """Open every UserError of what runs within by where its cause stands, such as "dmd.toml: rewards"."""
+    """Open every UserError of what runs within by where its cause stands, such as "dmd.toml: rewards".
+
+    It stays of its own kind."""
     try:
         yield
     except UserError as error:
-        raise UserError(f"{where}: {error}") from error
+        raise type(error)(f"{where}: {error}") from error
 
 
 def _completed(under: Any, table: Mapping[str, Any]) -> dict[str, Any]:

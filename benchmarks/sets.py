@@ -16,12 +16,13 @@ from typing import Literal
 from benchmarks.config import UserError, build, config, nearest, parse_toml
 from benchmarks.prompt_files import is_hub_source
 from benchmarks.prompts import BUILT_IN, Fields, PromptSet, read_prompts
+from metrics.base import NotHere
 
 FOLDER = Path(__file__).parent / "prompt_sets"
 VARIABLE = "FEWSTEP_BENCH_PROMPTS"
 
 
-class MissingPrompts(UserError):
+class MissingPrompts(NotHere):
     """A declared prompt set is not on this machine; the message says where to get it."""
 
 

@@ -23,7 +23,7 @@ from benchmarks.summarise import Summarised, summarise, write_result
 from leaderboards.about import add_about
 from leaderboards.schema import NAME_RULE, Result, ResultError, is_name, read_result
 from leaderboards.store import file_stem, publish
-from metrics.base import import_plugins
+from metrics.base import NotHere, import_plugins
 from metrics.features import Models
 from metrics.loaded import Scorer
 from metrics.weights import use_folder, what_to_do
@@ -131,11 +131,12 @@ def work(prepared: Prepared) -> Summarised | None:
 
 
 def check(model: Model, suite: str) -> None:
-    """Raise UserError where a suite could not be run whole on a model like this one: weights are not here, or no task
-    is for such models."""
+    """Raise UserError where a suite could not be run whole on a model like this one, for no task is for such models.
+
+    Raises NotHere where weights are not, or no task can run and some have no prompts here."""
     plan = make_plan(read_suite(suite), model, Overrides())
     if plan.missing:
-        raise UserError(_lacking(plan))
+        raise NotHere(_lacking(plan))
     _refuse_idle(plan)
 
 
@@ -156,7 +157,8 @@ def _lacking(plan: Plan) -> str:
 def _refuse_idle(plan: Plan) -> None:
     if not plan.running:
         reasons = "; ".join(f"{task.spec.name}: {task.reason}" for task in plan.tasks)
-        raise UserError(f"no task of suite {plan.suite!r} can run: {reasons}")
+        kind = UserError if all(task.image_set.prompts.prompts for task in plan.tasks) else NotHere
+        raise kind(f"no task of suite {plan.suite!r} can run: {reasons}")
 
 
 def evaluate(model: str | Path, suite: str = "micro", settings: Settings | None = None, **changes: Any) -> Result:

@@ -32,6 +32,10 @@ class UserError(ValueError):
     """A mistake the user can mend: the message says what is wrong, where, and how to mend it (exit code 2)."""
 
 
+class NotHere(UserError):
+    """Weights or prompts are not on this machine; the message says where to get them."""
+
+
 def nearest(name: str, known: Iterable[str]) -> str:
     """Return the end of an error message: the nearest known name, or all of them."""
     names = sorted(known)

@@ -13,7 +13,7 @@ import torch
 from PIL import Image
 from torch import Tensor
 
-from metrics.base import Batch, Card, Features, Metric, Prompt, Rows, UserError, make, unfit_prompts
+from metrics.base import Batch, Card, Features, Metric, NotHere, Prompt, Rows, UserError, make, unfit_prompts
 from metrics.features import FeatureRunner, Inputs, Models
 from metrics.images import Picture, as_pils
 from metrics.sets import WholePrompts
@@ -149,11 +149,12 @@ class LoadedMetric:
         return torch.from_numpy(per_image_N)
 
     def check(self, prompts: Sequence[Prompt]) -> None:
-        """Raise UserError where weights are not here, or pictures of some prompts cannot be judged: before any is."""
-        if reason := self._runner.missing(*self.metric.features):
-            raise UserError(f"{self.card.id}: {reason}")
+        """Raise NotHere where weights are not, UserError where pictures of some prompts cannot be judged: before any
+        is."""
         if unfit := unfit_prompts(self.metric, prompts):
             raise UserError(f"{self.card.id}: {unfit}")
+        if reason := self._runner.missing(*self.metric.features):
+            raise NotHere(f"{self.card.id}: {reason}")
 
     def _rows(self, pictures: Sequence[Image.Image], prompts: Sequence[Prompt]) -> Rows:
         batch = _batch(prompts)

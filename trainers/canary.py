@@ -16,7 +16,7 @@ import torch
 from torch import Tensor
 
 from benchmarks.prompts import read_prompts
-from metrics.base import Batch, Card, Prompt, UserError
+from metrics.base import Batch, Card, NotHere, Prompt, UserError
 from metrics.images import as_pils
 from metrics.loaded import Scorer
 from trainers.base import Trainer
@@ -45,7 +45,8 @@ class Canary:
     """Prompts, metrics and noise of a run's canary."""
 
     def __init__(self, settings: CanaryConfig, rewards: Sequence[str], device: torch.device) -> None:
-        """Raises UserError where the prompt file or a metric is unknown, or a metric has no values here."""
+        """Raises UserError where the prompt file or a metric is unknown, or a metric has no values here;
+        NotHere where one lacks weights."""
         self.settings = settings
         chosen = (
             read_prompts(Path(settings.prompts)).spread(settings.limit or None).prompts if settings.prompts else ()
@@ -54,9 +55,12 @@ class Canary:
         self._scorer: Scorer | None = None
         if self.prompts:
             self._scorer = Scorer(dict.fromkeys([*rewards, *settings.metrics]), device)
-            for identity in self._scorer.metrics:
-                if reason := self._scorer.missing(identity) or unfit(self._scorer.metrics[identity].card, settings):
+            for identity, metric in self._scorer.metrics.items():
+                if reason := unfit(metric.card, settings):
                     raise UserError(f"{identity}: {reason}")
+            for identity in self._scorer.metrics:
+                if reason := self._scorer.missing(identity) or "":
+                    raise NotHere(f"{identity}: {reason}")
 
     @torch.no_grad()
     def measure(self, trainer: Trainer) -> tuple[dict[str, float], dict[str, float]]:

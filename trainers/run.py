@@ -45,7 +45,7 @@ class Arguments:
     list: bool = False  # show trainers and backbones
     presets: bool = False  # show the presets
     keys: bool = False  # show every key of a run's file and of the method's settings, with default and meaning
-    dry_run: bool = False  # show passes, operations, memory and hours; nothing is done
+    dry_run: bool = False  # check the run, show its passes, operations, memory and hours; nothing is done
     plan_for: str = ""  # with --dry-run: on this device instead of the present one: h100, a100, …
     plugin: Annotated[tuple[str, ...], tyro.conf.UseAppendAction] = ()  # Python modules that register more of them
 
@@ -69,14 +69,18 @@ def main(arguments: Arguments) -> int:
     method, run, where = chosen_run(arguments)
     if arguments.plan_for and not arguments.dry_run:
         raise UserError("--plan-for says for which device a plan is: add --dry-run, or leave it out")
-    if arguments.dry_run:
-        from trainers.plan import show_plan
-
-        show_plan(method, run, where, arguments.plan_for)
-        return 0
-    folder = arguments.out or Path("runs") / run.name
     if not arguments.benchmark:
         run = replace(run, benchmark="")
+    if arguments.dry_run:
+        from trainers.checks import check_start
+        from trainers.plan import show_plan
+
+        untold = check_start(method, run, where, check_benchmark)
+        show_plan(method, run, where, arguments.plan_for)
+        for reason in untold:
+            print(f"not checked: {reason}")
+        return 0
+    folder = arguments.out or Path("runs") / run.name
     student = train(method, run, folder, resume=arguments.resume, where=where, board=arguments.board)
     if is_main_process():
         print(f"student: {student}")
@@ -132,7 +136,7 @@ def train(
 
 
 def check_benchmark(run: "RunConfig") -> None:
-    """Raise UserError where the benchmark would refuse the student of this base: hours earlier."""
+    """Raise UserError, or NotHere, where the benchmark would refuse the student of this base: hours earlier."""
     from benchmarks.workflow import check
     from trainers.backbones.checkpoint import open_base
 
@@ -140,7 +144,7 @@ def check_benchmark(run: "RunConfig") -> None:
     try:
         check(base, run.benchmark)
     except UserError as error:
-        raise UserError(f"benchmark {run.benchmark!r}: {error}; --no-benchmark trains without it") from error
+        raise type(error)(f"benchmark {run.benchmark!r}: {error}; --no-benchmark trains without it") from error
 
 
 def is_main_process() -> bool:

@@ -215,12 +215,18 @@ def load(settings: BackboneConfig, device: torch.device) -> Backbone:
 
     Raises UserError for an unknown kind, a folder that is not such a model, and an unconditional that none of the
     kind knows."""
+    loader = find_loader(settings)
+    backbone = loader(settings, device)
+    keep_prompts(backbone, settings)
+    return backbone
+
+
+def find_loader(settings: BackboneConfig) -> Loader:
+    """Return what loads a model. Raises UserError for an unknown kind, and an unconditional that none of it knows."""
     loader = _BACKBONES.find(settings.kind)
     if settings.unconditional != "model" and not getattr(loader, "guided_against_zeros", False):
         raise UserError(
             f"backbone.unconditional = {settings.unconditional!r}: models of kind {settings.kind!r} are guided "
             "against one thing alone, their own: leave it out"
         )
-    backbone = loader(settings, device)
-    keep_prompts(backbone, settings)
-    return backbone
+    return loader

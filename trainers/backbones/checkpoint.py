@@ -30,10 +30,15 @@ def load_base(settings: BackboneConfig, class_name: str, device: torch.device) -
     that does not draw as it is asked to."""
     folder = Path(settings.path)
     files = check_pipeline(folder)
-    if files.class_name != class_name:
-        raise UserError(f"{folder}: a {files.class_name}; this backbone trains {class_name} folders")
+    check_class(files, class_name)
     protocol = _as_asked(files, read_protocol(folder) or default_protocol(files), settings)
     return load_pipeline(files, None, "float32", str(device)), protocol
+
+
+def check_class(files: PipelineFiles, class_name: str) -> None:
+    """Raise UserError where a folder holds another pipeline than its backbone trains."""
+    if files.class_name != class_name:
+        raise UserError(f"{files.folder}: a {files.class_name}; this backbone trains {class_name} folders")
 
 
 def open_base(settings: BackboneConfig) -> Pipeline:

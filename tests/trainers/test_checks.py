@@ -1,0 +1,68 @@
+"""A plan refuses what a start of the run would refuse, and says what it cannot tell."""
+
+from collections.abc import Iterator
+from pathlib import Path
+
+import pytest
+
+from benchmarks.config import UserError
+from trainers.run import Arguments, main
+
+REFUSED = {
+    "backbone.kind=sd5": "backbone: unknown backbone 'sd5'; did you mean 'sd3'",
+    "backbone.kind=sdxl": "backbone: .*a StableDiffusion3Pipeline; this backbone trains StableDiffusionXLPipeline",
+    "prompts.source=nope": "prompts.source: unknown prompt set 'nope'",
+    "prompts.source=nope.jsonl": "prompts.source: nope.jsonl: no such prompt file",
+    "canary.prompts=nope.jsonl": "canary: nope.jsonl: no such prompt file",
+    'canary.metrics=["nope"]': "canary: unknown metric 'nope'",
+    "benchmark=nosuite": "benchmark 'nosuite': unknown suite 'nosuite'",
+    "canary.metrics=[]": r"canary: stop.metric 'shapes_geneval' must be",
+    "stages.cold_start.settings.cold_start.batch_size=100000": "stages.cold_start: 100000 different prompts per",
+    'rewards=[{id = "micro_clip", margin = 0.5}]': "rewards: micro_clip: no stage reads margin",
+    'rewards=[{id = "micro_fid"}]': "rewards: micro_fid is a statistic of a whole set",
+}
+
+
+@pytest.fixture(autouse=True)
+def planned(monkeypatch: pytest.MonkeyPatch) -> Iterator[list[str]]:
+    """Leave out the plan itself, which comes after what is checked."""
+    shown: list[str] = []
+    monkeypatch.setattr("trainers.plan.show_plan", lambda method, *rest: shown.append(method))
+    yield shown
+
+
+@pytest.mark.parametrize("override", REFUSED)
+def test_a_plan_refuses_what_a_start_would(override: str, planned: list[str]) -> None:
+    stop = ("canary.stop.metric=shapes_geneval",) if "canary.metrics=[]" in override else ()
+    with pytest.raises(UserError, match=REFUSED[override]):
+        main(Arguments(preset="rtdmd-micro", dry_run=True, set=(*stop, override)))
+    assert not planned
+
+
+def test_a_run_that_can_start_is_planned(planned: list[str], capsys: pytest.CaptureFixture[str]) -> None:
+    assert main(Arguments(preset="rtdmd-micro", dry_run=True)) == 0
+    assert planned == ["rtdmd"] and "not checked" not in capsys.readouterr().out
+    without = Arguments(preset="rtdmd-micro", dry_run=True, benchmark=False, set=("benchmark=nosuite",))
+    assert main(without) == 0
+
+
+def test_what_is_not_here_is_told_and_no_reason_to_refuse(
+    planned: list[str], tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    monkeypatch.setenv("FEWSTEP_BENCH_PROMPTS", str(tmp_path))
+    monkeypatch.setenv("FEWSTEP_BENCH_WEIGHTS", str(tmp_path))
+    monkeypatch.setenv("HF_HOME", str(tmp_path))
+    changed = ("prompts.source=text-to-image-2m", 'canary.metrics=["clip_score"]')
+    assert main(Arguments(preset="rtdmd-micro", dry_run=True, set=changed)) == 0
+    shown = capsys.readouterr().out
+    assert planned == ["rtdmd"]
+    assert "not checked: preset rtdmd-micro: prompts.source: " in shown and "text-to-image-2m" in shown
+    assert "not checked: preset rtdmd-micro: canary: clip_score: " in shown
+
+
+def test_a_benchmark_whose_weights_are_not_here_is_told(
+    planned: list[str], monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    monkeypatch.setattr("benchmarks.workflow.Plan.missing", {"micro_clip": "no weights"})
+    assert main(Arguments(preset="rtdmd-micro", dry_run=True)) == 0
+    assert planned and "not checked: preset rtdmd-micro: benchmark 'micro': no weights for" in capsys.readouterr().out
