@@ -6,7 +6,9 @@
 budget_passes = 100_000
 settings = { phase = "cold_start" }
 
-A file may open with `extends = "other.toml"`, relative to itself: it then holds only what differs from that one.
+A file may open with `extends = "other.toml"`, relative to itself: it then holds only what differs from that one; and
+with `method = "rtdmd"`, which is no part of the run's settings. Of a chain of files the nearest that names a method
+counts, as it does for every other key.
 """
 
 from collections.abc import Iterable, Mapping
@@ -143,10 +145,26 @@ def merge(base: Mapping[str, Any], over: Mapping[str, Any]) -> dict[str, Any]:
     return merged
 
 
-def read_table(path: Path, seen: tuple[Path, ...] = ()) -> dict[str, Any]:
-    """Return a TOML file's table laid over the one that it extends.
+def read_table(path: Path) -> dict[str, Any]:
+    """Return a TOML file's table laid over the one that it extends, without the method: `read_method` tells that.
 
     Raises UserError where a file is missing, malformed or extends itself."""
+    table = _read_chain(path)
+    table.pop("method", None)
+    return table
+
+
+def read_method(path: Path) -> str:
+    """Return the method that a file, or the nearest of those it extends, says it is of; "" where none does.
+
+    Raises UserError as `read_table`, and where it is no name."""
+    method = _read_chain(path).get("method", "")
+    if not isinstance(method, str):
+        raise UserError(f"{path}: method must be the name of a trainer, not {method!r}")
+    return method
+
+
+def _read_chain(path: Path, seen: tuple[Path, ...] = ()) -> dict[str, Any]:
     if path.resolve() in seen:
         raise UserError(f"{path}: extends itself, by way of {seen[-1]}")
     table = parse_toml(path)
@@ -155,7 +173,7 @@ def read_table(path: Path, seen: tuple[Path, ...] = ()) -> dict[str, Any]:
         return table
     if not isinstance(parent, str):
         raise UserError(f"{path}: extends must be the path of a TOML file, not {parent!r}")
-    return merge(read_table(path.parent / parent, (*seen, path.resolve())), table)
+    return merge(_read_chain(path.parent / parent, (*seen, path.resolve())), table)
 
 
 def read_run(path: Path, overrides: Iterable[str] = ()) -> RunConfig:

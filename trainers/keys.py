@@ -27,6 +27,7 @@ def show_keys(method: str) -> None:
     """Print every key of a run's file and of a method's settings. Raises UserError for an unknown method."""
     settings = find(method).Config if method else None
     print(_line("extends: string", "the file that this one changes, relative to itself"))
+    print(_line("method: string", "whose file this is; --config then needs no METHOD before it"))
     print("\n".join(key_lines(RunConfig)))
     if settings is None:
         print("\nthe keys of [trainer] are a method's: python -m trainers.run METHOD --keys")

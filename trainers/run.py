@@ -1,6 +1,6 @@
 """Train a student, export it, benchmark it, list it:
 
-    python -m trainers.run rtdmd --config trainers/configs/rtdmd-micro.toml [--set trainer.sampler.eta=0.8]
+    python -m trainers.run --config trainers/configs/rtdmd-micro.toml [--set trainer.sampler.eta=0.8]
     python -m trainers.run --preset rtdmd-sd3m                (a row of a paper's table; --presets lists them)
     python -m trainers.run --preset rtdmd-sd3m --dry-run --plan-for h100     (what it would cost)
     python -m trainers.run rtdmd --keys        (what a file and --set may hold: every key, its values, its default)
@@ -34,7 +34,7 @@ if TYPE_CHECKING:
 class Arguments:
     """Command line of `python -m trainers.run`."""
 
-    method: Annotated[str, tyro.conf.Positional] = ""  # trainer's name; --list shows them
+    method: Annotated[str, tyro.conf.Positional] = ""  # trainer's name, where the file has none; --list shows them
     config: Path | None = None  # TOML file of the run
     preset: str = ""  # the run behind a row of a paper's table, instead of a file
     set: Annotated[tuple[str, ...], tyro.conf.UseAppendAction] = ()  # dotted.key=value on top of the file
@@ -64,7 +64,7 @@ def main(arguments: Arguments) -> int:
     if arguments.keys:
         from trainers.keys import show_keys
 
-        show_keys(chosen_run(arguments)[0] if arguments.preset else arguments.method)
+        show_keys(chosen_run(arguments)[0] if arguments.preset or arguments.config else arguments.method)
         return 0
     method, run, where = chosen_run(arguments)
     if arguments.plan_for and not arguments.dry_run:
@@ -98,14 +98,23 @@ def chosen_run(arguments: Arguments) -> tuple[str, "RunConfig", str]:
             raise UserError("--preset and --config name a run each: leave one out; --set changes single values")
         preset = find_preset(arguments.preset, arguments.method)
         return preset.settings.method, preset.build(arguments.set), f"preset {preset.name}"
-    if not arguments.method or arguments.config is None:
+    if arguments.config is None:
         raise UserError(
             "name a trainer and its config: python -m trainers.run rtdmd --config FILE, or --preset; --list shows"
         )
-    from trainers.config import read_run
+    from trainers.config import read_method, read_run
 
-    find(arguments.method)  # before the file is read: what it may hold is the method's
-    return arguments.method, read_run(arguments.config, arguments.set), str(arguments.config)
+    if arguments.method:
+        find(arguments.method)  # before the file is read: what it may hold is the method's
+    own = read_method(arguments.config)
+    if not (method := arguments.method or own):
+        raise UserError(f"{arguments.config} names no method: python -m trainers.run METHOD --config …; --list shows")
+    if own and method != own:
+        raise UserError(
+            f"{arguments.config} is a file of {own!r}, not of {method!r}: leave the method out, or name another file"
+        )
+    find(method, "" if arguments.method else f"{arguments.config}: method: ")
+    return method, read_run(arguments.config, arguments.set), str(arguments.config)
 
 
 def train(
