@@ -28,6 +28,7 @@ from typing import Any, TypeVar, cast, dataclass_transform, get_args
 
 from pydantic import ConfigDict, TypeAdapter, ValidationError
 from pydantic.dataclasses import dataclass as pydantic_dataclass
+from pydantic_core import ArgsKwargs
 
 from metrics.base import UserError, nearest
 
@@ -45,12 +46,12 @@ def config(cls: type[T]) -> type[T]:
 def build(cls: type[T], table: Mapping[str, Any], where: str) -> T:
     """Make a config from one table; `where` opens every error, such as "dmd.toml".
 
-    Raises UserError for an unknown key, a wrong type or a value out of range."""
+    Raises UserError for unknown keys, wrong types and values out of range, a line for each."""
     try:
         # By way of JSON: there, strict validation still takes a table for a dataclass and an array for a tuple.
         return TypeAdapter(cls).validate_json(json.dumps(_completed(cls, table), default=str))
     except ValidationError as error:
-        raise UserError("; ".join(_explain(cls, detail, where) for detail in error.errors())) from error
+        raise UserError("\n".join(_explain(cls, detail, where) for detail in error.errors())) from error
 
 
 def read_toml(cls: type[T], path: Path, overrides: Iterable[str] = ()) -> T:
@@ -121,7 +122,11 @@ def _assign(table: dict[str, Any], keys: list[str], value: Any, override: str) -
         at: str | int = key
         if isinstance(place, list):  # an array of tables: --set rewards.0.weight=2
             if not (key.isdecimal() and int(key) < len(place)):
-                raise UserError(f"--set {override}: {'.'.join(keys[:number])} has entries 0 to {len(place) - 1}")
+                array = ".".join(keys[:number])
+                raise UserError(
+                    f"--set {override}: {array} has entries 0 to {len(place) - 1}; for another number of them give "
+                    f"the whole array: --set '{array}=[{{…}}, {{…}}]'"
+                )
             at = int(key)
         elif not isinstance(place, dict):
             raise UserError(f"--set {override}: {keys[number - 1]!r} is a value, not a table")
@@ -139,7 +144,10 @@ def _explain(cls: type, detail: Any, where: str) -> str:
     if detail["type"] == "missing":
         return f"{where}: key {dotted!r} is missing"
     message = detail["msg"].removeprefix("Value error, ")
-    return f"{where}: {dotted}: {message}, not {detail['input']!r}" if dotted else f"{where}: {message}"
+    if not dotted:
+        return f"{where}: {message}"
+    table = isinstance(detail["input"], (Mapping, ArgsKwargs)) or is_dataclass(detail["input"])  # too much to show
+    return f"{where}: {dotted}: {message}" + ("" if table else f", not {detail['input']!r}")
 
 
 def _known_keys(cls: Any, path: list[str]) -> list[str]:

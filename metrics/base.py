@@ -191,10 +191,11 @@ X = TypeVar("X")
 class Registry(dict[str, T]):
     """Things of one kind by name, each registered where it is defined, so that adding one edits no other file."""
 
-    def __init__(self, kind: str, package: str = "", group: str = "") -> None:
-        """kind: what a name names, for errors; package and group (of entry points): where `available` looks."""
+    def __init__(self, kind: str, package: str = "", group: str = "", hint: str = "") -> None:
+        """kind: what a name names, for errors; package and group (of entry points): where `available` looks; hint:
+        the end of an error that can only list what is known."""
         super().__init__()
-        self.kind, self.package, self.group = kind, package, group
+        self.kind, self.package, self.group, self.hint = kind, package, group, hint
 
     def register(self, name: str) -> Callable[[X], X]:
         """Decorator: make a class or function known by a name. Raises UserError where the name is taken."""
@@ -219,7 +220,8 @@ class Registry(dict[str, T]):
         """Return one by name. Raises UserError, opened by `where`, naming the nearest name where it is unknown."""
         known = self.available()
         if name not in known:
-            raise UserError(f"{where}unknown {self.kind} {name!r}; {nearest(name, known)}")
+            found = nearest(name, known)
+            raise UserError(f"{where}unknown {self.kind} {name!r}; {found}{'' if found.endswith('?') else self.hint}")
         return known[name]
 
 

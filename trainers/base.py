@@ -354,7 +354,8 @@ class Trainer(Protocol):
 
 
 T = TypeVar("T", bound=type)
-_TRAINERS: Registry[type[Trainer]] = Registry("trainer", "trainers", "fewstep_bench.trainers")
+OWN = "; a trainer of your own: --plugin MODULE (importable from here)"
+_TRAINERS: Registry[type[Trainer]] = Registry("trainer", "trainers", "fewstep_bench.trainers", OWN)
 
 
 def register(name: str) -> Callable[[T], T]:

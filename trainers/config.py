@@ -16,7 +16,7 @@ from dataclasses import field, fields
 from pathlib import Path
 from typing import Any, Literal
 
-from benchmarks.config import UserError, as_table, build, config, overridden, parse_toml
+from benchmarks.config import UserError, as_table, build, config, nearest, overridden, parse_toml
 from leaderboards.schema import NAME_RULE, is_name
 from trainers.backbones.base import BackboneConfig
 from trainers.base import Trainer, find
@@ -75,8 +75,6 @@ class CanaryConfig:
     def __post_init__(self) -> None:
         if self.every < 1 or self.images_per_prompt < 1 or self.batch_size < 1 or self.limit < 0:
             raise ValueError("every, images_per_prompt and batch_size must be at least 1, limit 0")
-        if self.stop.metric and (not self.prompts or self.stop.metric not in self.metrics):
-            raise ValueError(f"stop.metric {self.stop.metric!r} must be one of metrics, measured on prompts")
 
 
 @config
@@ -117,8 +115,14 @@ class RunConfig:
             raise ValueError("checkpoint_every and log_every must be at least 1, processes 0")
         if len({reward.id for reward in self.rewards}) < len(self.rewards):
             raise ValueError("rewards: an id is listed twice")
-        if self.canary.stop.metric in {reward.id for reward in self.rewards}:
-            raise ValueError(f"canary.stop.metric {self.canary.stop.metric!r} is trained on: name a held-out metric")
+        if stop := self.canary.stop.metric:
+            if stop in {reward.id for reward in self.rewards}:
+                raise ValueError(f"canary.stop.metric {stop!r} is trained on: name a held-out metric")
+            if stop not in self.canary.metrics:
+                known = nearest(stop, self.canary.metrics)
+                raise ValueError(f"canary.stop.metric {stop!r} must be one of canary.metrics; {known}")
+            if not self.canary.prompts:
+                raise ValueError(f"canary.stop.metric {stop!r} is measured on canary.prompts: name a file of them")
         if self.backbone.student_path and any(stage.student_from == "teacher" for stage in self.stages.values()):
             raise ValueError('backbone.student_path is where the student starts: leave student_from = "teacher" out')
         later = [stage.teacher_from == "previous" for stage in self.stages.values()]

@@ -54,7 +54,7 @@ def laid_out(sampler: SdeSamplerConfig, schedule: Schedule) -> SdeSamplerConfig:
     if sampler.sigmas:
         raise UserError(
             f'trainer.student_schedule = "{schedule}" lays the levels of the student\'s sampler, which has sigmas of '
-            "its own: leave one of them out"
+            'its own: leave those out, or set student_schedule = "explicit_shift"'
         )
     sigmas: Sequence[float] = step_levels(schedule, sampler.num_inference_steps, sampler.shift)
     return replace(sampler, sigmas=tuple(sigmas), shift=1.0)

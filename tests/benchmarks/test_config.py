@@ -88,6 +88,38 @@ def test_a_file_that_is_no_config_is_refused_by_key(text: str, message: str, tmp
     assert message in str(error.value) and "\n" not in str(error.value)
 
 
+def test_several_complaints_stand_on_lines_of_their_own() -> None:
+    with pytest.raises(UserError) as error:
+        build(Outer, {"steps": "four", "sizes": [1, "two"]}, "run.toml")
+    lines = str(error.value).splitlines()
+    assert len(lines) == 2 and all(line.startswith("run.toml: ") for line in lines)
+
+
+@config
+class Positive:
+    """A nested config that refuses a value as a whole."""
+
+    low: float = 1.0
+    high: float = 2.0
+
+    def __post_init__(self) -> None:
+        if self.low > self.high:
+            raise ValueError("low must be at most high")
+
+
+@config
+class Around:
+    """What holds one."""
+
+    inner: Positive = Positive()
+
+
+def test_a_table_that_is_refused_as_a_whole_is_not_printed() -> None:
+    with pytest.raises(UserError) as error:
+        build(Around, {"inner": {"low": 3.0}}, "run.toml")
+    assert str(error.value) == "run.toml: inner: low must be at most high"
+
+
 def test_a_config_survives_the_way_through_its_table() -> None:
     settings = Outer(steps=4, limit=2.0, inner=Inner(eta=0.5), sizes=(1, 2))
     assert build(Outer, as_table(settings), "there") == settings
@@ -102,7 +134,7 @@ def test_an_override_reaches_into_tables_and_arrays() -> None:
         "new": {"key": "word"},
     }
     for override, message in (
-        ("rewards.2.weight=1", "--set rewards.2.weight=1: rewards has entries 0 to 1"),
+        ("rewards.2.weight=1", r"rewards has entries 0 to 1; .* the whole array: --set 'rewards=\["),
         ("rewards.first=1", "--set rewards.first=1: rewards has entries 0 to 1"),
         ("inner.eta.low=1", "--set inner.eta.low=1: 'eta' is a value, not a table"),
         ("inner", "--set inner: expected key=value"),

@@ -16,7 +16,7 @@ REFUSED = {
     "canary.prompts=nope.jsonl": "canary: nope.jsonl: no such prompt file",
     'canary.metrics=["nope"]': "canary: unknown metric 'nope'",
     "benchmark=nosuite": "benchmark 'nosuite': unknown suite 'nosuite'",
-    "canary.metrics=[]": r"canary: stop.metric 'shapes_geneval' must be",
+    "canary.metrics=[]": "canary.stop.metric 'shapes_geneval' must be one of canary.metrics; known: none",
     "stages.cold_start.settings.cold_start.batch_size=100000": "stages.cold_start: 100000 different prompts per",
     'rewards=[{id = "micro_clip", margin = 0.5}]': "rewards: micro_clip: no stage reads margin",
     'rewards=[{id = "micro_fid"}]': "rewards: micro_fid is a statistic of a whole set",

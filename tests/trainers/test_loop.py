@@ -203,7 +203,26 @@ def test_a_rehearsal_draws_nothing_that_the_run_would(
         ),
         (
             {"stages": {"a": {"iterations": 1}}, "canary": {"prompts": "p", "stop": {"metric": "x"}}},
-            "stop.metric 'x' must be one of metrics",
+            "canary.stop.metric 'x' must be one of canary.metrics",
+        ),
+        (
+            {
+                "stages": {"a": {"iterations": 1}},
+                "canary": {"prompts": "p", "metrics": ["clip_score"], "stop": {"metric": "clip_scor"}},
+            },
+            "must be one of canary.metrics; did you mean 'clip_score'",
+        ),
+        (
+            {"stages": {"a": {"iterations": 1}}, "canary": {"metrics": ["y"], "stop": {"metric": "y"}}},
+            "measured on canary.prompts",
+        ),
+        (
+            {
+                "stages": {"a": {"iterations": 1}},
+                "rewards": [{"id": "x"}],
+                "canary": {"prompts": "p", "stop": {"metric": "x"}},
+            },
+            "canary.stop.metric 'x' is trained on",
         ),
         (
             {

@@ -24,6 +24,10 @@ def test_list_names_trainers_backbones_and_rewards(capsys: pytest.CaptureFixture
     [
         (Arguments(), "name a trainer and its config"),
         (Arguments(method="rtdm", config=Path("x.toml")), "unknown trainer 'rtdm'; did you mean 'rtdmd'"),
+        (
+            Arguments(method="ode_regression", config=Path("x.toml")),
+            "known: .*; a trainer of your own: --plugin MODULE",
+        ),
         (Arguments(method="rtdmd", config=Path("x.toml")), r"x\.toml: no such file"),
         (Arguments(method="rtdmd", config=ROOT), rf"{ROOT}: Is a directory"),
         (Arguments(preset="rtdmd-sd3m", plan_for="h100"), "--plan-for .* add --dry-run"),
@@ -106,7 +110,7 @@ def test_what_the_benchmark_would_refuse_is_told_before_anything_is_trained(
     with pytest.raises(UserError, match=r"benchmark 'micro': no task .* this one draws 16x16; --no-benchmark trains"):
         main(arguments)
     assert not (tmp_path / "run").exists()
-    with pytest.raises(UserError, match=r"nowhere: no such folder; backbone.path names the base model's"):
+    with pytest.raises(UserError, match=r"nowhere: no such folder; .* no hub id: --set backbone.path=FOLDER"):
         main(replace(arguments, set=("backbone.path=nowhere",)))
     for key in ("path", "student_path"):
         with pytest.raises(UserError, match=r"backbone: .*model_index.json: cannot be read \(Not a directory\)"):

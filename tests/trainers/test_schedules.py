@@ -41,7 +41,9 @@ def test_students_grid_is_carried_as_sigmas_and_levels_of_its_own_contradict_it(
     assert sigma_grid(laid) == pytest.approx(DOUBLE_SHIFTED, abs=1e-4)
     own = SamplerConfig(sampler="euler", sigmas=(1.0, 0.75, 0.5, 0.25))
     assert laid_out(own, "explicit_shift") is own
-    with pytest.raises(UserError, match=r'student_schedule = "diffusers_n" lays the levels .* sigmas of its own'):
+    with pytest.raises(
+        UserError, match=r'student_schedule = "diffusers_n" lays the levels .* sigmas of its own: .* "explicit_shift"'
+    ):
         laid_out(own, "diffusers_n")
 
 

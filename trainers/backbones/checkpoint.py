@@ -47,7 +47,10 @@ def open_base(settings: BackboneConfig) -> Pipeline:
     Raises UserError where the folder is missing or damaged, or does not draw as it is asked to."""
     folder = Path(settings.path)
     if not folder.is_dir():
-        raise UserError(f"{folder}: no such folder; backbone.path names the base model's, in diffusers layout")
+        raise UserError(
+            f"{folder}: no such folder; backbone.path names the base model's, in diffusers layout, which is a folder "
+            "of this machine, no hub id: --set backbone.path=FOLDER"
+        )
     model = open_model(folder)
     if not isinstance(model, Pipeline):
         raise UserError(f"{folder}: not a diffusers folder; backbone.path names the base model's")
