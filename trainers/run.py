@@ -69,6 +69,10 @@ def main(arguments: Arguments) -> int:
     method, run, where = chosen_run(arguments)
     if arguments.plan_for and not arguments.dry_run:
         raise UserError("--plan-for says for which device a plan is: add --dry-run, or leave it out")
+    if arguments.set:
+        from trainers.unread import check_overrides
+
+        check_overrides(method, run, arguments.set, where)
     if not arguments.benchmark:
         run = replace(run, benchmark="")
     if arguments.dry_run:
@@ -184,7 +188,8 @@ def show_registries() -> None:
     from trainers.backbones.base import available as backbones_available
     from trainers.base import available
 
-    print("trainers:  " + ", ".join(available()))
+    own = {name: kind.__module__.startswith("trainers.claims.") for name, kind in available().items()}
+    print("trainers:  " + ", ".join(f"{name} (of the claims study alone)" if own[name] else name for name in own))
     print("backbones: " + ", ".join(backbones_available()))
     print("rewards:   " + ", ".join(name for name in metrics_available() if make(name).card.aggregate != "set"))
 

@@ -1,12 +1,15 @@
 """A plan refuses what a start of the run would refuse, and says what it cannot tell."""
 
 from collections.abc import Iterator
+from dataclasses import fields
 from pathlib import Path
 
 import pytest
 
 from benchmarks.config import UserError
+from trainers.base import available
 from trainers.run import Arguments, main
+from trainers.unread import READ
 
 REFUSED = {
     "backbone.kind=sd5": "backbone: unknown backbone 'sd5'; did you mean 'sd3'",
@@ -66,3 +69,41 @@ def test_a_benchmark_whose_weights_are_not_here_is_told(
     monkeypatch.setattr("benchmarks.workflow.Plan.missing", {"micro_clip": "no weights"})
     assert main(Arguments(preset="rtdmd-micro", dry_run=True)) == 0
     assert planned and "not checked: preset rtdmd-micro: benchmark 'micro': no weights for" in capsys.readouterr().out
+
+
+@pytest.mark.parametrize(
+    ("preset", "overrides", "message"),
+    [
+        ("dmdr-micro", ("rl=grpo", "refl.margin=2"), "has rl = 'grpo' and does not read refl: .*'refl' or 'srpo'"),
+        ("dmdr-micro", ("dpo={beta = 3}",), "--set .*has rl = 'refl' and does not read dpo"),
+        ("dmdr-micro", ("phase=dmd", "refl.margin=2"), "has phase = 'dmd' and does not read refl"),
+        ("dmdr-micro", ("rt_dm.low=0.2",), "does not read rt_dm: leave it out, or set phase to 'rt_dm'"),
+    ],
+)
+def test_settings_that_a_stage_cannot_read_are_refused(
+    preset: str, overrides: tuple[str, ...], message: str, planned: list[str]
+) -> None:
+    changed = tuple(f"stages.joint.settings.{one}" for one in overrides)
+    with pytest.raises(UserError, match=message):
+        main(Arguments(preset=preset, dry_run=True, set=changed))
+    assert not planned
+
+
+def test_a_phase_of_rtdmd_reads_its_own_table(planned: list[str]) -> None:
+    for stage, other in (("cold_start", "reinforce.groups=2"), ("reinforce", "cold_start.batch_size=2")):
+        with pytest.raises(UserError, match="does not read"):
+            main(Arguments(preset="rtdmd-micro", dry_run=True, set=(f"stages.{stage}.settings.{other}",)))
+    own = ("stages.reinforce.settings.reinforce.groups=2", "stages.cold_start.settings.cold_start.batch_size=2")
+    assert main(Arguments(preset="rtdmd-micro", dry_run=True, set=own)) == 0 and planned
+
+
+def test_the_tables_that_are_looked_for_exist() -> None:
+    configs = {cls.Config.__name__: {one.name for one in fields(cls.Config)} for cls in available().values()}
+    for name, tables in READ.items():
+        assert configs[name] >= tables.keys() | {key for wanted in tables.values() for key in wanted}
+
+
+@pytest.mark.parametrize("rl", ["grpo", "dpo"])
+def test_another_kind_of_reward_term_leaves_the_files_own_settings_be(rl: str, planned: list[str]) -> None:
+    changed = (f"stages.joint.settings.rl={rl}", f"stages.joint.settings.{rl}.group_size=4")
+    assert main(Arguments(preset="dmdr-micro", dry_run=True, set=changed)) == 0 and planned

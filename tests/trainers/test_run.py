@@ -16,6 +16,7 @@ def test_list_names_trainers_backbones_and_rewards(capsys: pytest.CaptureFixture
     main(Arguments(list=True))
     shown = capsys.readouterr().out
     assert all(name in shown for name in ("dmd", "rtdmd", "sd3", "micro_clip"))
+    assert "gradient_probe (of the claims study alone), grpo" in shown
     assert "micro_fid" not in shown  # a statistic of a whole set is no reward
 
 
