@@ -150,6 +150,8 @@ trains without it.
 
 - **Notes.** "Ours" marks values that neither paper nor authors' code states. "As" another preset: what that
   one's note says holds here too, as far as nothing else is said.
+- **(CFG value lost)** ends names of groups whose guidance scale was lost in the text that the paper's tables
+  were taken from.
 - **GPUs.** Batch sizes are per process, of as many as the authors had (`processes`). On fewer, each takes a
   larger share of the same batch, and `backbone.microbatch` makes it fit; `--set processes=1` is a smaller
   training.

@@ -83,19 +83,27 @@ def main(arguments: Arguments) -> int:
     study = read_toml(StudyConfig, path)
     out = arguments.out or Path("runs") / path.stem
     rows = _chosen(study, arguments.rows)
+    if arguments.list:
+        show_rows(rows, arguments.seeds or study.seeds, out)
+        return 0
     for seed in arguments.seeds or study.seeds:
         for row in rows:
-            folder = out / (row.name if row.model else f"{row.name}-s{seed}")
-            if arguments.list:
-                print(f"{folder.name}: {'done' if _done(folder).exists() else 'to do'}")
-            elif not _done(folder).exists():
+            folder = _folder(out, row, seed)
+            if not _done(folder).exists():
                 print(f"{folder.name} …", file=sys.stderr, flush=True)
                 run_row(study, path, row, seed, folder, arguments.board)
                 if is_main_process():
                     _done(folder).touch()
-    if not arguments.list and is_main_process():
+    if is_main_process():
         report(study, arguments.board, arguments.table)
     return 0
+
+
+def show_rows(rows: Iterable[RowConfig], seeds: Iterable[int], out: Path) -> None:
+    """Print the rows, seed by seed and untrained ones once, and which of them are done in this folder."""
+    for folder in dict.fromkeys(_folder(out, row, seed) for seed in seeds for row in rows):
+        print(f"{folder.name}: {'done' if _done(folder).exists() else 'to do'}")
+    print(f"as {out} on this machine has it; what was done elsewhere stands on the board", file=sys.stderr)
 
 
 def report(study: StudyConfig, board: Path | None, to: Path | None) -> None:
@@ -194,6 +202,11 @@ def _chosen(study: StudyConfig, names: Iterable[str]) -> list[RowConfig]:
         if name not in rows:
             raise UserError(f"--rows {name}: no such row; {nearest(name, rows)}")
     return [row for name, row in rows.items() if not names or name in names]
+
+
+def _folder(out: Path, row: RowConfig, seed: int) -> Path:
+    """Return the folder of a row; an untrained one knows no seed."""
+    return out / (row.name if row.model else f"{row.name}-s{seed}")
 
 
 def _done(folder: Path) -> Path:

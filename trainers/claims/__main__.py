@@ -1,7 +1,7 @@
 """Put claims of the papers to the test on the micro world:
 
     python -m trainers.claims [micro] --hours H      train what decides most, then write the study of what is there
-    python -m trainers.claims [micro] --list         runs, network passes and hours that are still to do
+    python -m trainers.claims [micro] --list         runs, passes and hours that are still to do; counts first and last
 
 Called again it goes on: finished runs are left alone, an unfinished training continues, further seeds are added. It
 may be stopped at any moment; --hours 0 only writes the study. Calls at the same time share the work:
@@ -110,19 +110,23 @@ def watched(study: Study, arm: str) -> list[str]:
 
 
 def show(runs: Runs, items: list[Item]) -> None:
-    """Print what is done, what is to do, and the hours it takes at the pace that logs tell."""
+    """Print what is to do and the hours it takes at the pace that logs tell; first and last, how much that is."""
     table = Table("run", "state", "passes to do", "passes per second", "hours", title=runs.study.plan.title)
     shared: set[str] = set()
-    passes, hours = 0, 0.0
+    finished, passes, hours = 0, 0, 0.0
     for item in items:
-        state = runs.state(item)
-        left = 0 if state == "done" else runs.passes_left(item, shared)
-        took = 0.0 if state == "done" else runs.seconds_for(item, left) / 3600
+        if (state := runs.state(item)) == "done":
+            finished += 1
+            continue
+        left = runs.passes_left(item, shared)
+        took = runs.seconds_for(item, left) / 3600
         passes, hours = passes + left, hours + took
         table.add_row(item.name, state, f"{left:,}", f"{runs.pace(item.arm):.0f}", f"{took:.2f}")
-    Console().print(table)
-    finished = sum(runs.state(item) == "done" for item in items)
-    print(f"{finished} of {len(items)} runs done; {passes:,} network passes and {hours:.1f} hours to do")
+    counts = f"{finished} of {len(items)} runs done; {passes:,} network passes and {hours:.1f} hours to do"
+    print(counts)
+    if table.rows:
+        Console().print(table)
+        print(counts)
 
 
 def summary(study: Claims, finished: int, runs: int) -> str:
