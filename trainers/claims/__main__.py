@@ -1,7 +1,7 @@
 """Put claims of the papers to the test on the micro world:
 
     python -m trainers.claims [micro] --hours H      train what decides most, then write the study of what is there
-    python -m trainers.claims [micro] --list         runs, passes and hours that are still to do; counts first and last
+    python -m trainers.claims [micro] --list         runs, passes and hours still to do; counts first and last
 
 Called again it goes on: finished runs are left alone, an unfinished training continues, further seeds are added. It
 may be stopped at any moment; --hours 0 only writes the study. Calls at the same time share the work:
