@@ -127,7 +127,9 @@ class VpPath:
             x0, eps = x0_from_v_prediction(seen, output, a, b), eps_from_v_prediction(seen, output, a, b)
         else:
             x0, eps = x0_from_eps(seen, output, a, b), output
-        return torch.where(t > float(self._levels[-1]), (x - x0) / t, eps - x0)
+        noisiest = float(self._levels[-1])
+        # where t is below it the quotient is not chosen; yet by t = 0 its gradient would be 0 times infinity
+        return torch.where(t > noisiest, (x - x0) / t.clamp(min=noisiest), eps - x0)
 
     @cached_property
     def _levels(self) -> Tensor:

@@ -170,3 +170,15 @@ def test_a_guided_class_conditional_pipeline_gets_the_same_noise_in_both_halves(
     x = torch.zeros(4, 3, 2, 2)
     x_next = scheduler.step(x, scheduler.timesteps[0], x).prev_sample
     assert torch.equal(x_next[:2], x_next[2:]) and not torch.equal(x_next[0], x_next[1])
+
+
+@pytest.mark.parametrize("prediction", ["epsilon", "v_prediction"])
+def test_the_velocity_has_a_gradient_at_every_level(prediction: Prediction) -> None:
+    """At t = 0 as well, where RTDMD's consistency term asks for it: dv/d(output) is bounded on the whole path."""
+    path = path_of(prediction)
+    t = torch.tensor([0.0, 1e-6, 0.5, 0.99, 1.0])[:, None]
+    x, output = torch.randn(2, 5, 3, generator=torch.Generator().manual_seed(0))
+    x, output = x.requires_grad_(), output.requires_grad_()
+    path.velocity(output, x, t).sum().backward()
+    for gradient in (x.grad, output.grad):
+        assert gradient is not None and gradient.isfinite().all() and gradient.abs().max() < 100
