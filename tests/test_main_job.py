@@ -8,11 +8,10 @@ import torch
 
 import metrics
 from benchmarks import evaluate
-from benchmarks.config import read_toml
 from benchmarks.verify import verify
 from leaderboards.build import build
 from leaderboards.schema import read_result
-from trainers.config import RunConfig
+from trainers.config import read_run
 from trainers.run import train
 
 ROOT = Path(__file__).resolve().parent.parent
@@ -49,7 +48,7 @@ def suite(tmp_path_factory: pytest.TempPathFactory) -> Path:
 def student(suite: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
     """A student after a few iterations of both stages, benchmarked by the run itself."""
     folder = tmp_path_factory.mktemp("job")
-    run = read_toml(RunConfig, CONFIG, [*SHORT, f"benchmark={json.dumps(str(suite))}"])
+    run = read_run(CONFIG, [*SHORT, f"benchmark={json.dumps(str(suite))}"])
     return train("rtdmd", run, folder / "run", board=folder / "board" / "results")
 
 

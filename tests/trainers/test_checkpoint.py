@@ -177,7 +177,7 @@ def test_settings_younger_than_a_run_count_as_their_defaults(tmp_path: Path) -> 
         ('{"method": "rtd', "run.json: not the settings of a training; use another --out, or start over"),
         ("[]", "not the settings of a training"),
         ('{"name": "run"}', "not the settings of a training"),
-        ('{"method": "rtdmd", "name": "run"}', "run.json: key 'backbone' is missing; .* use another --out"),
+        ('{"method": "rtdmd", "name": "run"}', r"run.json: key 'backbone' is missing\n.*; use another --out"),
     ],
 )
 def test_damaged_settings_are_refused_in_one_line(content: str, message: str, tmp_path: Path) -> None:
