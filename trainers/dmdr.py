@@ -44,6 +44,9 @@ from trainers.renoised import Simulated, Simulation, check_simulation, renoised_
 from trainers.rewards import RewardBank, RunningStatistics, reward_logs
 from trainers.rt_dm import RtDmConfig, check_rt_dm, reward_weights
 from trainers.schedules import StudentSampling
+from trainers.unread import read_where
+
+RL = ("joint", "rl_only")  # phases with a reward term
 
 
 @config
@@ -62,13 +65,13 @@ class DmdrConfig(StudentSampling):
     fake_scale: float = 2.0  # s_f of the fake score's adapter; 1 where it is a full copy
     dynadg: DynaDgConfig = DynaDgConfig()  # its updates, and those of dynars, count from the start of the stage
     dynars: DynaRsConfig = DynaRsConfig()
-    rt_dm: RtDmConfig = RtDmConfig()
+    rt_dm: RtDmConfig = read_where(RtDmConfig(), phase=("rt_dm",))
     rl: Literal["refl", "srpo", "dpo", "grpo"] = "refl"
     rl_weight: float = 0.5  # λ
     rl_eta: float = 1.0  # η of the CPS rollouts that GRPO trains on
-    refl: ReflTerm = ReflTerm()
-    dpo: DpoTerm = DpoTerm()
-    grpo: GrpoTerm = GrpoTerm()
+    refl: ReflTerm = read_where(ReflTerm(), phase=RL, rl=("refl", "srpo"))
+    dpo: DpoTerm = read_where(DpoTerm(), phase=RL, rl=("dpo",))
+    grpo: GrpoTerm = read_where(GrpoTerm(), phase=RL, rl=("grpo",))
     dp_first_step: FirstStepConfig = FirstStepConfig()
     student: OptimiserConfig = OptimiserConfig(lr=1e-6, weight_decay=0.01)
     fake_score: OptimiserConfig = OptimiserConfig(lr=5e-7)
@@ -102,7 +105,7 @@ class DmdrConfig(StudentSampling):
     @property
     def reinforced(self) -> bool:
         """Whether the phase has a reward term."""
-        return self.phase in ("joint", "rl_only")
+        return self.phase in RL
 
 
 @register("dmdr")
@@ -130,6 +133,7 @@ class Dmdr(RolesTrainer):
         self.roles = Roles(backbone, c.student, fake_score, c.ema, world, reference=c.reinforced and kept)
         self.statistics = RunningStatistics(c.rt_dm.decay)
         self.prompts_per_step = c.batch_size
+        self._fake_scale = None if c.fake_scale == 1 else c.fake_scale
         self._groups = world.share(c.groups, f"{c.rl}.groups") if c.reinforced and c.groups else 0
 
     def step(self, prompts: Sequence[Prompt], iteration: int) -> Logs:
@@ -226,10 +230,6 @@ class Dmdr(RolesTrainer):
         for rows, count in roles.batches(epoch.kept, len(epoch.advantage_B)):  # one, or none where nobody kept any
             losses["rl_loss"] = epoch.weight(count, 1) * grpo_loss(epoch, rows, self._stochastic, roles, c.grpo)
         return losses, logs
-
-    @property
-    def _fake_scale(self) -> float | None:
-        return None if self.config.fake_scale == 1 else self.config.fake_scale
 
     def _check(self, c: DmdrConfig, rewards: RewardBank, backbone: Backbone) -> None:
         """Raise UserError where phase, rewards, sampler and backbone contradict each other."""

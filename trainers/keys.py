@@ -18,6 +18,7 @@ from typing import Annotated, Any, Literal, get_args, get_origin, get_type_hints
 
 from trainers.base import find
 from trainers.config import RunConfig
+from trainers.unread import conditions_of
 
 SIGNS = {"ge": ">=", "gt": ">", "le": "<=", "lt": "<"}
 WIDTH = 118  # of a line of the terminal; a longer comment goes below its key
@@ -53,9 +54,18 @@ def key_lines(config: Any, prefix: str = "") -> Iterator[str]:
             value = ", required" if default is MISSING else ", may be left out"
         else:
             value = f" = {json.dumps(default, ensure_ascii=False)}"
-        yield _line(f"{key}: {_name(kind)}{value}", comments(cls).get(field.name, ""))
+        told = [comments(cls).get(field.name, ""), *_conditions(cls, field.name)]
+        yield _line(f"{key}: {_name(kind)}{value}", "; ".join(filter(None, told)))
         if inner:
             yield from key_lines(default if is_dataclass(default) else inner, f"{key}.{place}")
+
+
+def _conditions(cls: type, name: str) -> list[str]:
+    """Return where a field is read, as `trainers.unread.read_where` says it; nothing where it always is."""
+    where = [
+        f"{key} = {' | '.join(map(json.dumps, wanted))}" for key, wanted in conditions_of(cls).get(name, {}).items()
+    ]
+    return [f"read where {' and '.join(where)}"] if where else []
 
 
 @cache

@@ -42,6 +42,7 @@ from trainers.reinforce import Epoch, ReinforceConfig, check_reinforce, choose_s
 from trainers.rewards import RewardBank, reward_logs
 from trainers.rollout import Step, replay, rollout_in_parts
 from trainers.schedules import StudentSampling
+from trainers.unread import read_where
 
 
 @config
@@ -65,8 +66,8 @@ class RtdmdConfig(StudentSampling):
     sampler: SamplerConfig = SamplerConfig()
     guidance_scale: Guidance = 5.0  # of the teacher; 1 = off
     ac_dmd: AcDmdConfig = AcDmdConfig()
-    cold_start: ColdStartConfig = ColdStartConfig()
-    reinforce: ReinforceConfig = ReinforceConfig()
+    cold_start: ColdStartConfig = read_where(ColdStartConfig(), phase=("cold_start",))
+    reinforce: ReinforceConfig = read_where(ReinforceConfig(), phase=("reinforce",))
     dp_first_step: FirstStepConfig = FirstStepConfig()
     student: OptimiserConfig = OptimiserConfig(lr=1e-3, betas=(0.5, 0.99))
     fake_score: OptimiserConfig = OptimiserConfig(lr=2e-3, betas=(0.5, 0.99))

@@ -1,15 +1,15 @@
 """A plan refuses what a start of the run would refuse, and says what it cannot tell."""
 
 from collections.abc import Iterator
-from dataclasses import fields
 from pathlib import Path
+from typing import get_args, get_type_hints
 
 import pytest
 
 from benchmarks.config import UserError
 from trainers.base import available
 from trainers.run import Arguments, main
-from trainers.unread import READ
+from trainers.unread import conditions_of
 
 REFUSED = {
     "backbone.kind=sd5": "backbone: unknown backbone 'sd5'; did you mean 'sd3'",
@@ -97,10 +97,16 @@ def test_a_phase_of_rtdmd_reads_its_own_table(planned: list[str]) -> None:
     assert main(Arguments(preset="rtdmd-micro", dry_run=True, set=own)) == 0 and planned
 
 
-def test_the_tables_that_are_looked_for_exist() -> None:
-    configs = {cls.Config.__name__: {one.name for one in fields(cls.Config)} for cls in available().values()}
-    for name, tables in READ.items():
-        assert configs[name] >= tables.keys() | {key for wanted in tables.values() for key in wanted}
+def test_where_a_table_is_read_depends_on_what_the_config_has() -> None:
+    """On other fields of it, and on values that they can have."""
+    named = [
+        (cls.Config, conditions) for cls in available().values() for conditions in conditions_of(cls.Config).values()
+    ]
+    assert named
+    for cls, conditions in named:
+        kinds = get_type_hints(cls)
+        for key, wanted in conditions.items():
+            assert set(wanted) < set(get_args(kinds[key]))
 
 
 @pytest.mark.parametrize("rl", ["grpo", "dpo"])

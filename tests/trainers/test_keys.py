@@ -48,6 +48,7 @@ def test_a_key_has_its_choices_its_default_in_that_place_and_its_comment(capsys:
     assert found["trainer.guidance_scale"] == "trainer.guidance_scale: number >= 1 = 7.0  # w of the teacher; 1 = off"
     assert found["trainer.student.lr"] == "trainer.student.lr: number = 1e-06"  # DMDR's, not the class's own 1e-4
     assert found["trainer.ema.every"].endswith("# iterations")
+    assert found["trainer.dpo"] == 'trainer.dpo: table  # read where phase = "joint" | "rl_only" and rl = "dpo"'
     assert found["rewards.<n>.margin"] == "rewards.<n>.margin: number, may be left out"
 
 
