@@ -21,7 +21,7 @@ import torch
 from accelerate import Accelerator
 from accelerate.utils import broadcast_object_list, gather_object
 
-from benchmarks.config import UserError, as_table, located
+from benchmarks.config import as_table, located
 from benchmarks.overlap import write_fingerprints
 from benchmarks.protocol import write_protocol
 from leaderboards.schema import StageRecord
@@ -43,12 +43,10 @@ from trainers.checkpoint import (
     teacher_folder,
     write_text,
 )
-from trainers.config import RunConfig, StageConfig, stage_methods
+from trainers.config import RunConfig, StageConfig
 from trainers.pause import Pause
 from trainers.progress import Progress
-from trainers.prompts import TrainingPrompts
-from trainers.rehearsal import Rehearsal, rehearsed
-from trainers.rewards import check_settings, load_rewards
+from trainers.start import prepare
 
 # Of a checkpoint
 PARTS = frozenset(
@@ -87,29 +85,14 @@ class Loop:
             begun = begun_with(folder) if resume else 0
             run = replace(run, processes=begun or self.accelerator.num_processes)
         self.method, self.run, self.folder = method, run, folder
-        self._methods = stage_methods(method, run, where)
-        self._prompts = TrainingPrompts(run.seed)
-        self._streams = {}
-        for name, stage in run.stages.items():
-            with located(f"{where}: {f'stages.{name}.' if stage.prompts else ''}prompts.source"):
-                self._streams[name] = self._prompts.open(run.prompts_of(name))
-        with located(f"{where}: rewards"):
-            self.rewards = load_rewards(run.rewards, self.accelerator.device)
+        self._start = start = prepare(method, run, where, self.accelerator.device)
+        self.rewards = start.rewards
         self.rewards.gather = self.accelerator.gather
-        own = (name for trainer, config in self._methods.values() for name in trainer.trained_on(config))
-        rewarded = [name for name, (trainer, config) in self._methods.items() if trainer.trains_on_rewards(config)]
-        self._rewarded = bool(rewarded)
-        self._trained_on = list(dict.fromkeys([*(self.rewards.ids if self._rewarded else ()), *own]))
-        for stream in dict.fromkeys(self._streams[name] for name in rewarded):
-            with located(f"{where}: rewards"):
-                self.rewards.check(stream.prompts)
-        if run.canary.stop.metric in self._trained_on:
-            raise UserError(f"{where}: canary.stop.metric {run.canary.stop.metric!r} is trained on: name another")
         with located(f"{where}: canary"):
             self._canary = Canary(run.canary, self.rewards.ids, self.accelerator.device)
         with located(f"{where}: backbone"):
             self.backbone = self._load_backbone(run.backbone)
-        self._rehearse(where)
+        start.rehearse(self.backbone.protocol())
         if self.accelerator.is_main_process:
             if not resume:
                 forget_run(folder)
@@ -148,25 +131,8 @@ class Loop:
             self._run_stage(trainer, position)
         return self._export(trainer)
 
-    def _rehearse(self, where: str) -> None:
-        """Make the trainer of every stage without its networks: what a later one refuses shows now.
-
-        Raises UserError naming the stage."""
-        read = set[str]()
-        for name, (kind, settings) in self._methods.items():
-            backbone = Rehearsal(self.run.backbone, self.backbone.protocol())
-            world = World(f"{self.run.seed}/{name}")
-            with (
-                located(f"{where}: stages.{name}"),
-                rehearsed(kind, settings, backbone, self.rewards, world) as made,
-            ):
-                self._streams[name].check(made.prompts_per_step * self.run.processes)
-                read |= made.reward_settings
-        with located(f"{where}: rewards"):
-            check_settings(self.run.rewards, read)
-
     def _make_trainer(self, stage: str) -> Trainer:
-        accelerator, (trainer, settings) = self.accelerator, self._methods[stage]
+        accelerator, (trainer, settings) = self.accelerator, self._start.methods[stage]
         world = World(f"{self.run.seed}/{stage}", planned=self.run.processes)
         if accelerator.num_processes > 1:
             world = replace(
@@ -178,7 +144,7 @@ class Loop:
                 gather_list=gather_object,
             )
         made = trainer(settings, self.backbone, self.rewards, world)
-        self._stream = self._streams[stage]
+        self._stream = self._start.streams[stage]
         self._share = world.share(made.prompts_per_step, "prompts per iteration")
         return made
 
@@ -318,7 +284,7 @@ class Loop:
             network_passes=self.backbone.passes - position.passes_before,
             image_free=trainer.image_free,
             stopped_by=position.stopped_by,
-            settings=as_table(self._methods[position.stage][1]),
+            settings=as_table(self._start.methods[position.stage][1]),
         )
         self._stages.append(record.model_dump())
 
@@ -341,7 +307,7 @@ class Loop:
             state = {
                 "position": asdict(position),
                 "passes": self.backbone.passes,
-                "prompt_positions": self._prompts.state_dict(),
+                "prompt_positions": self._start.prompts.state_dict(),
                 "log_lines": self._log_lines,
                 "recent": recent,
                 "curves": self._curves,
@@ -370,7 +336,7 @@ class Loop:
             trainer.load_state_dict(state["trainer"])
             for mine, stored in zip(self._idle_fake_score(trainer, stage), state["idle_fake_score"], strict=True):
                 mine.copy_(stored)
-            self._prompts.load_state_dict(state["prompt_positions"])
+            self._start.prompts.load_state_dict(state["prompt_positions"])
             self.rewards.load_state_dict(state["rewards"])
             self.backbone.passes = state["passes"]
             self._curves, self._stages = state["curves"], state["stages"]
@@ -383,18 +349,18 @@ class Loop:
                 method=self.method,
                 config=as_table(self.run),
                 seed=self.run.seed,
-                rewards=self._trained_on,
-                image_free=(self.rewards.image_free or not self._rewarded)
+                rewards=self._start.trained_on,
+                image_free=(self.rewards.image_free or not self._start.rewarded)
                 and all(stage["image_free"] for stage in self._stages),
                 network_passes=self.backbone.passes,
-                prompts_digest=self._prompts.all.digest,
+                prompts_digest=self._start.prompts.all.digest,
                 curves=self._curves,
                 stages=[StageRecord(**stage) for stage in self._stages],
             )
             with replaced_folder(folder) as new:
                 self._write_student(trainer, new, self.run.export.weights, self.run.export.dtype)
                 write_protocol(trainer.protocol(), new)
-                write_fingerprints(new, (prompt.text for prompt in self._prompts.all.prompts))
+                write_fingerprints(new, (prompt.text for prompt in self._start.prompts.all.prompts))
                 settings = self.run.backbone
                 told = {"base": settings.name or Path(settings.path).resolve().name} | record.model_dump(mode="json")
                 write_text(new / "training.json", json.dumps(told, indent=2, ensure_ascii=False) + "\n")

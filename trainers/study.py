@@ -174,7 +174,7 @@ def donate_stage(method: str, run: RunConfig, folder: Path, where: str = "config
             alike = stage in table["stages"] and stages_digest(table, stage) == wanted
             alike = alike and not changed_defaults(donor, earlier)
             if donor.parent != folder and alike and stage_state(donor.parent, stage).exists():
-                claim_folder(folder, method, replace(run, processes=run.processes or 1))
+                claim_folder(folder, method, replace(run, processes=run.processes or 1), where=where)
                 adopt_state(folder, donor.parent, list(earlier))
                 return
 

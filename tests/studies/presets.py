@@ -37,7 +37,7 @@ from metrics.base import Prompt, make
 from tests.shrunken.families import make as make_family
 from tests.studies.kills import differences, left_behind
 from trainers import dmd_lpips
-from trainers import loop as loop_module
+from trainers import start as start_module
 from trainers.base import Trainer, find
 from trainers.config import CanaryConfig, RunConfig, stage_settings
 from trainers.loop import Loop, Position
@@ -95,7 +95,7 @@ def stand_ins() -> Iterator[None]:
         return ((a - b) ** 2).mean(dim=(1, 2, 3))
 
     with (
-        patch.object(loop_module, "load_rewards", rewards),
+        patch.object(start_module, "load_rewards", rewards),
         patch.object(dmd_lpips, "load_perceptual", lambda kind, device: squared),
     ):
         yield

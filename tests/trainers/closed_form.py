@@ -66,6 +66,11 @@ def reward_bank(*, redness: bool = True, judge: bool = False) -> RewardBank:
     return RewardBank(chosen, loaded)  # type: ignore[arg-type]
 
 
+def bank_of(metric: ClosedFormMetric, settings: Sequence[RewardConfig]) -> RewardBank:
+    """Return a bank of one metric under a run's own settings."""
+    return RewardBank(settings, {metric.card.id: metric})  # type: ignore[dict-item]
+
+
 class PointBackbone:
     """Two-dimensional "images" with small networks as roles; the teacher is N(mean, spread^2 I) in closed form."""
 

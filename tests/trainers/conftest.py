@@ -30,7 +30,7 @@ def word_vocabulary() -> tuple[dict[str, int], list[tuple[str, str]]]:
 @pytest.fixture
 def closed_form_rewards(monkeypatch: pytest.MonkeyPatch) -> None:
     """Give every run two rewards without weights: "redness", and the verdict "judge"."""
-    monkeypatch.setattr("trainers.loop.load_rewards", lambda settings, device: reward_bank(judge=True))
+    monkeypatch.setattr("trainers.start.load_rewards", lambda settings, device: reward_bank(judge=True))
 
 
 @pytest.fixture

@@ -16,7 +16,7 @@ import tests.benchmarks.toy_metrics  # noqa: F401  (registers the metrics of the
 from benchmarks.config import UserError
 from tests.trainers.closed_form import reward_bank
 from tests.trainers.tiny_run import assert_same, log_lines, settings
-from trainers import loop as loop_module
+from trainers import start as start_module
 from trainers.checkpoint import held
 from trainers.config import RunConfig
 from trainers.run import train
@@ -32,7 +32,7 @@ metrics = ["toy_redness", "toy_spread"]
 
 @pytest.fixture(autouse=True)
 def small_parts(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(loop_module, "load_rewards", lambda settings, device: reward_bank(judge=True))
+    monkeypatch.setattr(start_module, "load_rewards", lambda settings, device: reward_bank(judge=True))
     monkeypatch.setattr("leaderboards.build.build", lambda results, site: (None, []))  # after all that is kept
 
 

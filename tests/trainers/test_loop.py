@@ -16,8 +16,9 @@ from metrics.base import make
 from tests.trainers.tiny_run import assert_same, killed_at, log_lines, settings
 from trainers import canary as canary_module
 from trainers import loop as loop_module
+from trainers import start as start_module
 from trainers.checkpoint import load_state
-from trainers.config import RunConfig, merge, read_run
+from trainers.config import RunConfig, merge, read_run, stage_methods
 from trainers.loop import Loop
 from trainers.pause import Paused
 from trainers.rewards import load_rewards
@@ -146,7 +147,7 @@ def test_mistakes_in_rewards_are_named_before_any_work(
     changes: dict[str, Any],
     message: str,
 ) -> None:
-    monkeypatch.setattr(loop_module, "load_rewards", load_rewards)
+    monkeypatch.setattr(start_module, "load_rewards", load_rewards)
     with pytest.raises(UserError, match=message):
         Loop("rtdmd", settings(pipeline_folder, prompt_file, **changes), tmp_path / "run")
     assert not (tmp_path / "run" / "run.json").exists()
@@ -169,7 +170,7 @@ def test_a_rehearsal_draws_nothing_that_the_run_would(
 ) -> None:
     run = settings(pipeline_folder, prompt_file)
     Loop("rtdmd", run, tmp_path / "with").train()
-    monkeypatch.setattr(Loop, "_rehearse", lambda self, where: None)
+    monkeypatch.setattr(start_module.Start, "rehearse", lambda self, protocol: None)
     Loop("rtdmd", run, tmp_path / "without").train()
     for name in ("with", "without"):
         assert (tmp_path / name / "student").is_dir()
@@ -271,7 +272,7 @@ def test_every_stage_records_its_method_and_what_it_took(
 def test_shared_settings_count_in_the_stages_whose_method_knows_them(
     pipeline_folder: Path, prompt_file: Path, tmp_path: Path
 ) -> None:
-    methods = Loop("rtdmd", mixed(pipeline_folder, prompt_file), tmp_path / "run")._methods
+    methods = stage_methods("rtdmd", mixed(pipeline_folder, prompt_file), "tiny.toml")
     assert [config.guidance_scale for _, config in methods.values()] == [2.0, 2.0, 2.0]
     assert methods["distil"][1].batch_size == 2  # dmd knows no [trainer.reinforce], and need not
     wrong = mixed(pipeline_folder, prompt_file, trainer={"batch_sice": 2})

@@ -11,10 +11,9 @@ from torch import Tensor
 from benchmarks.config import UserError, as_table, build
 from benchmarks.models import read_training
 from metrics.base import Prompt
-from tests.trainers.closed_form import ClosedFormMetric, FirstCoordinate, PointBackbone
+from tests.trainers.closed_form import ClosedFormMetric, FirstCoordinate, PointBackbone, bank_of
 from tests.trainers.tiny_run import assert_same, killed_at, log_lines, settings
 from trainers import dpo as dpo_module
-from trainers import loop as loop_module
 from trainers.base import Trainer, World, find
 from trainers.checkpoint import load_state
 from trainers.config import RunConfig
@@ -163,7 +162,7 @@ def test_settings_that_contradict_each_other_are_refused(table: dict[str, Any], 
 def redness(monkeypatch: pytest.MonkeyPatch) -> None:
     """Every reward of a run is the mean of the red channel, with the run's own settings."""
     metric = ClosedFormMetric("redness", 0, True)
-    monkeypatch.setattr(loop_module, "load_rewards", lambda rewards, device: RewardBank(rewards, {"redness": metric}))  # type: ignore[dict-item]
+    monkeypatch.setattr("trainers.start.load_rewards", lambda rewards, device: bank_of(metric, rewards))
 
 
 def run_of(pipeline: Path, source: Path, trainer: dict[str, Any], reward: dict[str, Any]) -> RunConfig:

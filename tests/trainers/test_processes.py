@@ -19,18 +19,16 @@ from torch import Tensor
 
 from benchmarks.config import build
 from metrics.base import Batch, Prompt, UserError
-from tests.trainers.closed_form import ClosedFormMetric
+from tests.trainers.closed_form import ClosedFormMetric, bank_of
 from tests.trainers.forked import forked
 from tests.trainers.tiny_run import assert_same, log_lines
 from trainers import canary as canary_module
 from trainers import learner
-from trainers import loop as loop_module
 from trainers.base import World
 from trainers.checkpoint import begun_with
 from trainers.config import CanaryConfig, RunConfig
 from trainers.loop import Loop
 from trainers.pause import Paused
-from trainers.rewards import RewardBank
 
 COUNTS = (1, 2, 3)
 GENTLE = {"eps": 1e-4}  # of Adam: keeps rounding from becoming a direction
@@ -87,7 +85,7 @@ class RednessOfMost(ClosedFormMetric):
 @pytest.fixture(autouse=True)
 def picky_reward(monkeypatch: pytest.MonkeyPatch) -> None:
     metric = RednessOfMost("redness", 0, True)
-    monkeypatch.setattr(loop_module, "load_rewards", lambda rewards, device: RewardBank(rewards, {"redness": metric}))  # type: ignore[dict-item]
+    monkeypatch.setattr("trainers.start.load_rewards", lambda rewards, device: bank_of(metric, rewards))
     monkeypatch.setattr(canary_module, "Scorer", Brightness)
 
 

@@ -13,7 +13,7 @@ from benchmarks.overlap import trained_on
 from benchmarks.prompts import PromptSet, read_prompts
 from metrics.base import Prompt
 from tests.trainers.closed_form import reward_bank
-from trainers import loop as loop_module
+from trainers import start as start_module
 from trainers.base import Logs
 from trainers.config import RunConfig, merge
 from trainers.dmd import Dmd
@@ -123,7 +123,7 @@ def test_rewards_judge_the_prompts_of_stages_that_are_trained_on_them(
     pipeline_folder: Path, prompt_file: Path, other_file: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     asked: list[str] = []
-    monkeypatch.setattr(loop_module, "load_rewards", lambda settings, device: reward_bank())
+    monkeypatch.setattr(start_module, "load_rewards", lambda settings, device: reward_bank())
     monkeypatch.setattr(RewardBank, "check", lambda self, prompts: asked.extend(prompt.text for prompt in prompts))
     run = three_stages(pipeline_folder, prompt_file, other_file, stages={"second": {"trainer": "refl"}})
     Loop("dmd", run, tmp_path / "run")

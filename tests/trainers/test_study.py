@@ -9,7 +9,7 @@ import torch
 from benchmarks.config import UserError, as_table, build, read_toml
 from tests.trainers.closed_form import reward_bank
 from tests.trainers.tiny_run import assert_same, settings
-from trainers import loop as loop_module
+from trainers import start as start_module
 from trainers import study as study_module
 from trainers.base import available, find
 from trainers.checkpoint import claim_folder, keep_state, save_state
@@ -59,7 +59,7 @@ def test_only_what_decides_a_stage_is_in_its_digest(pipeline_folder: Path, promp
 def test_a_shared_cold_start_changes_nothing_but_the_time(
     pipeline_folder: Path, prompt_file: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(loop_module, "load_rewards", lambda settings, device: reward_bank())
+    monkeypatch.setattr(start_module, "load_rewards", lambda settings, device: reward_bank())
     first = settings(pipeline_folder, prompt_file)
     arm = settings(pipeline_folder, prompt_file, stages={"reinforce": {"settings": {"reinforce": {"rl": "none"}}}})
     Loop("rtdmd", first, tmp_path / "pool" / "first").train()
