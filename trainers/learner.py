@@ -11,11 +11,10 @@ from torch import Tensor, nn
 from benchmarks.config import UserError, config
 
 BUCKET = 2**24  # numbers that travel between processes at once: few messages, little memory
-DIVERGED = {
-    "student": "the student's gradient is not finite; lower trainer.student.lr or look at the rewards",
+MENDS = {  # a training that diverged
+    "student": "lower trainer.student.lr or look at the rewards",
     # a student that diverges shows here first where the fake score is trained before it
-    "fake_score": "the fake score's gradient is not finite; lower trainer.fake_score.lr, or trainer.student.lr, "
-    "for it learns the student's samples",
+    "fake_score": "lower trainer.fake_score.lr, or trainer.student.lr, for it learns the student's samples",
 }
 
 
@@ -86,7 +85,7 @@ class Learner:
         limit = self.settings.max_grad_norm or float("inf")
         norm = float(nn.utils.clip_grad_norm_(self.parameters, limit))
         if not math.isfinite(norm):  # one step along it, and every weight is NaN
-            raise UserError(DIVERGED[self._role])
+            raise UserError(f"the {self._name}'s gradient is not finite; {MENDS[self._role]}")
         self.updates += 1
         warm = min(1.0, self.updates / max(1, self.settings.warmup_updates))
         for group in self._optimiser.param_groups:
@@ -94,6 +93,11 @@ class Learner:
         self._optimiser.step()
         self._optimiser.zero_grad(set_to_none=True)
         return norm
+
+    def check(self) -> None:
+        """Raise UserError where a weight is not finite: what the last update did shows in no later gradient."""
+        if not all(p.isfinite().all() for p in self.parameters):
+            raise UserError(f"the {self._name} has weights that are not finite; {MENDS[self._role]}")
 
     def average(self, iteration: int) -> None:
         """Update the EMA where it is due; call once per iteration, counted from 0."""
@@ -147,6 +151,10 @@ class Learner:
             mean = reduce(torch.cat([gradient.flatten() for gradient in gradients]))
             for parameter, part in zip(bucket, mean.split([p.numel() for p in bucket]), strict=True):
                 parameter.grad = part.view_as(parameter)
+
+    @property
+    def _name(self) -> str:
+        return self._role.replace("_", " ")
 
     @torch.no_grad()
     def _copy(self, values: Sequence[Tensor]) -> None:

@@ -276,7 +276,11 @@ class Loop:
         return self._curves[first:]
 
     def _close(self, trainer: Trainer, position: Position) -> None:
-        """Note what training.json shall tell of the stage."""
+        """Note what training.json shall tell of the stage.
+
+        Raises UserError where its last update has ruined the student."""
+        with located(f"stages.{position.stage}, iteration {position.iteration}"):
+            trainer.roles.student.check()
         record = StageRecord(
             name=position.stage,
             method=self.run.stages[position.stage].trainer or self.method,

@@ -353,6 +353,21 @@ def test_a_diverged_training_ends_at_its_last_checkpoint_and_exports_nothing(
     assert all(weights.isfinite().all() for weights in state["trainer"]["student"]["parameters"])
 
 
+def test_weights_that_the_last_update_ruined_are_not_exported(
+    pipeline_folder: Path, prompt_file: Path, tmp_path: Path
+) -> None:
+    """No gradient comes after it to show them."""
+    stage = {"trainer": "dpo", "settings": {"dpo": {"groups": 2, "group_size": 2}, "student": {"lr": 1e39}}}
+    table = {"cold_start": {"iterations": 1}, "reinforce": {"iterations": 1}, "last": {"iterations": 1, **stage}}
+    run = settings(pipeline_folder, prompt_file, checkpoint_every=100, stages=table)
+    told = "^stages.last, iteration 1: the student has weights that are not finite; lower trainer.student.lr"
+    with pytest.raises(UserError, match=told):
+        Loop("rtdmd", run, tmp_path / "run").train()
+    assert not (tmp_path / "run" / "student").exists()
+    state = load_state(tmp_path / "run")
+    assert state and state["position"]["stage"] == "reinforce"
+
+
 def test_a_stage_ends_early_when_a_held_out_metric_falls(
     pipeline_folder: Path,
     prompt_file: Path,
