@@ -102,6 +102,19 @@ def test_finished_rows_are_left_alone(tmp_path: Path, monkeypatch: pytest.Monkey
     assert done[3:] == ["rtdmd-s1"]
 
 
+def test_the_list_tells_what_is_done_in_this_folder_and_runs_nothing(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    monkeypatch.setattr(study_module, "run_row", None)
+    (tmp_path / "rtdmd-s1").mkdir()
+    (tmp_path / "rtdmd-s1" / "done").touch()
+    rows = ("micro-teacher-4-steps-guided", "rtdmd")
+    assert main(Arguments(study="rtdmd", out=tmp_path, seeds=(0, 1), rows=rows, list=True)) == 0
+    shown = capsys.readouterr()
+    assert shown.out.splitlines() == ["micro-teacher-4-steps-guided: to do", "rtdmd-s0: to do", "rtdmd-s1: done"]
+    assert shown.err.startswith(f"as {tmp_path} on this machine has it")
+
+
 def test_unknown_names_are_answered_with_the_nearest() -> None:
     with pytest.raises(UserError, match="unknown study 'rtdm'; did you mean 'rtdmd'"):
         main(Arguments(study="rtdm"))

@@ -308,6 +308,18 @@ def test_listing_tells_passes_and_hours_and_trains_nothing(stage: Stage, capsys:
     assert not (stage.folder / "s.json").exists()
 
 
+def test_listing_shows_of_the_runs_only_what_is_to_do(stage: Stage, capsys: pytest.CaptureFixture[str]) -> None:
+    assert stage.call(hours=1.0) == 0
+    capsys.readouterr()
+    assert stage.call(list=True) == 0
+    assert capsys.readouterr().out == "9 of 9 runs done; 0 network passes and 0.0 hours to do\n"
+    (stage.folder / "s" / "runs" / "plain-s1.json").unlink()
+    assert stage.call(list=True) == 0
+    shown = capsys.readouterr().out
+    assert shown.startswith("8 of 9 runs done; ") and shown.splitlines()[-1] == shown.splitlines()[0]
+    assert "plain-s1" in shown and "plain-s0" not in shown and "better-s1" not in shown
+
+
 def test_the_same_evidence_gives_the_same_bytes(stage: Stage) -> None:
     stage.call(hours=1.0)
     before = (stage.folder / "s.json").read_bytes(), (stage.folder / "s.md").read_bytes()
