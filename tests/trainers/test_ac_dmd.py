@@ -59,7 +59,7 @@ def test_velocity_target_at_level_zero_is_noise_minus_data() -> None:
     x0, noise = draw(2, 6, 3)
     a, sigma = subinterval(0.0, T)
     assert (a, sigma) == pytest.approx((1 - T, T))
-    assert torch.allclose(velocity_target(x0, noise, 0.0, T, sigma), noise - x0, atol=1e-12)
+    assert torch.allclose(velocity_target(x0, noise, 0.0, T, sigma), noise - x0, rtol=0, atol=1e-12)
 
 
 @pytest.mark.parametrize(("s", "t"), [(0.5, 0.51), (0.5, 0.8), (0.0, 0.2)])
@@ -110,7 +110,7 @@ def test_student_loss_at_level_s_has_the_normalised_projection_difference_as_gra
     x_t = (a * x_s + sigma * noise).detach()
     xs_teacher, xs_fake = (cps(x_t, net(x_t, T), T, S, 0.9).sample(back) for net in (teacher, fake))
     scale = (x_s.detach() - xs_teacher).abs().mean(dim=1, keepdim=True)
-    assert torch.allclose(found * x_s.numel(), (xs_fake - xs_teacher) / scale, atol=1e-9)
+    assert torch.allclose(found * x_s.numel(), (xs_fake - xs_teacher) / scale, rtol=0, atol=1e-9)
 
 
 def test_gradient_through_the_noisy_sample_is_that_of_its_mean() -> None:
@@ -356,7 +356,9 @@ def test_a_chain_of_moves_that_has_come_to_data_stays_there(kind: Literal["cps",
     levels = ac_dmd.levels_below(t, settings, Scripted(0.04, []))
     assert levels[-1].eq(0).all()
     x_t = interpolate(clean, eps, t)
-    assert torch.allclose(ac_dmd.moved(knows, x_t, knows(x_t, t), levels, 0.9, settings, Draws(0)), clean, atol=1e-5)
+    assert torch.allclose(
+        ac_dmd.moved(knows, x_t, knows(x_t, t), levels, 0.9, settings, Draws(0)), clean, rtol=0, atol=1e-5
+    )
 
 
 @pytest.mark.parametrize("moves", [1, 3])

@@ -33,7 +33,9 @@ def test_dmd_gradient_of_two_gaussians_is_their_mean_difference_times_t_squared_
     variance = (1 - T) ** 2 * TAU**2 + T**2
     assert variance == pytest.approx(0.4)
     gradient = dmd_gradient(x_t, x0_teacher, x0_fake, "none")
-    assert torch.allclose(gradient, torch.full_like(gradient, (MU_FAKE - MU_REAL) * T**2 / variance), atol=1e-9)
+    assert torch.allclose(
+        gradient, torch.full_like(gradient, (MU_FAKE - MU_REAL) * T**2 / variance), rtol=0, atol=1e-9
+    )
     assert gradient.mean().item() == pytest.approx(1.08, abs=1e-9)
 
 
@@ -161,7 +163,7 @@ def test_full_rollout_is_the_samplers_own_end_with_the_gradient_of_every_step() 
     x = torch.randn(5, 2)
     x0 = dmd.full_rollout_x0(student, x, protocol, Draws(0), True)
     lengths = {1.0: 0.3, 0.7: 0.1, 0.6: 0.4, 0.2: 0.2}
-    assert torch.allclose(x0, x - sum(lengths[t] * w for t, w in weights.items()), atol=1e-6)
+    assert torch.allclose(x0, x - sum(lengths[t] * w for t, w in weights.items()), rtol=0, atol=1e-6)
     x0.mean().backward()
     for t, parameter in parameters.items():
         assert parameter.grad is not None and parameter.grad.item() == pytest.approx(-lengths[t])
@@ -229,7 +231,9 @@ def predicts_100_times_its_level(x_t: Tensor, t: Level) -> Tensor:
 def test_inputs_of_a_deterministic_sampler_are_made_of_the_rollouts_end() -> None:
     protocol = SamplerConfig(sampler="euler").protocol(Protocol())
     simulated = renoised_rollout(predicts_100_times_its_level, torch.randn(64, 2), protocol, Draws(0), "final")
-    assert torch.allclose(simulated.x0, torch.tensor(25.0), atol=1e-3) and torch.equal(simulated.x0, simulated.x_K)
+    assert torch.allclose(simulated.x0, torch.tensor(25.0), rtol=0, atol=1e-3) and torch.equal(
+        simulated.x0, simulated.x_K
+    )
 
 
 @pytest.mark.parametrize(("simulation", "clean"), [("final", {0.25: 25, 0.5: 25, 0.75: 25}), ("predictions", None)])

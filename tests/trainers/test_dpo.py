@@ -127,7 +127,7 @@ def test_winner_and_loser_are_images_of_one_prompt_and_both_are_asked_with_it(
     Dpo(DpoConfig(dpo=DpoTerm(groups=8, group_size=3)), backbone, bank, World()).step(PROMPTS, 0)
     student, reference, winner, loser, *_ = seen[0]
     numbers = torch.arange(8.0)[:, None].expand(8, 2)
-    assert torch.allclose(winner, numbers, atol=1e-5) and torch.allclose(loser, numbers, atol=1e-5)
+    assert torch.allclose(winner, numbers, rtol=0, atol=1e-5) and torch.allclose(loser, numbers, rtol=0, atol=1e-5)
     for network in (student, reference):  # at level 1 a sample's velocity is its distance from its prompt's image
         assert network(torch.cat([winner, loser]), 1.0).abs().max() < 1e-5
 

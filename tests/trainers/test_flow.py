@@ -138,8 +138,8 @@ def test_x0_difference_is_the_score_difference_times_t_squared_over_one_minus_t(
     v_a, v_b = gaussian_velocity(1.0, 0.5)(x_t, t), gaussian_velocity(-0.2, 0.5)(x_t, t)
     difference = flow.x0_from_v(x_t, v_a, t) - flow.x0_from_v(x_t, v_b, t)
     scores = flow.score_from_v(x_t, v_a, t) - flow.score_from_v(x_t, v_b, t)
-    assert torch.allclose(difference, t * (v_b - v_a), atol=1e-12)
-    assert torch.allclose(difference, t**2 / (1 - t) * scores, atol=1e-12)
+    assert torch.allclose(difference, t * (v_b - v_a), rtol=0, atol=1e-12)
+    assert torch.allclose(difference, t**2 / (1 - t) * scores, rtol=0, atol=1e-12)
 
 
 def test_guidance_of_one_is_the_conditional_call_and_is_the_same_in_v_eps_and_x0() -> None:
@@ -150,7 +150,9 @@ def test_guidance_of_one_is_the_conditional_call_and_is_the_same_in_v_eps_and_x0
     from_x0 = flow.guided(flow.x0_from_v(x_t, u, t), flow.x0_from_v(x_t, c, t), 4.5)
     eps = flow.guided(flow.eps_from_v(x_t, u, t), flow.eps_from_v(x_t, c, t), 4.5)
     from_eps = flow.x0_from_v(x_t, flow.v_from_eps(x_t, eps, t), t)
-    assert torch.allclose(from_v, from_x0, atol=1e-12) and torch.allclose(from_v, from_eps, atol=1e-12)
+    assert torch.allclose(from_v, from_x0, rtol=0, atol=1e-12) and torch.allclose(
+        from_v, from_eps, rtol=0, atol=1e-12
+    )
 
 
 @pytest.mark.parametrize(("kernel", "noise_variance"), [("exact", 0.64), ("paper", 0.40)])
@@ -206,7 +208,7 @@ def test_beta_law_has_the_moments_of_beta() -> None:
 def test_beta_of_ones_is_the_uniform_draw() -> None:
     law = RenoiseLaw(kind="beta", low=0.0, high=1.0)
     u = torch.rand(9, generator=torch.Generator().manual_seed(5), dtype=torch.float64)
-    assert torch.allclose(law.sample(9, torch.Generator().manual_seed(5)), u.float(), atol=1e-6)
+    assert torch.allclose(law.sample(9, torch.Generator().manual_seed(5)), u.float(), rtol=0, atol=1e-6)
 
 
 def test_level_per_batch_is_one_for_all_samples_and_processes_and_per_sample_is_not() -> None:

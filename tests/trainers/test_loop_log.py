@@ -1,6 +1,7 @@
 """What a run tells of itself: its log, and the record that goes with the student."""
 
 import json
+from dataclasses import replace
 from itertools import pairwise
 from pathlib import Path
 from typing import Any
@@ -8,6 +9,7 @@ from typing import Any
 import pytest
 import torch
 from diffusers import StableDiffusion3Pipeline
+from PIL import Image
 from safetensors.torch import load_file
 
 from benchmarks.config import UserError, build
@@ -16,6 +18,7 @@ from benchmarks.overlap import trained_on
 from benchmarks.prompts import PromptSet, read_prompts
 from benchmarks.protocol import read_protocol
 from metrics.base import Prompt
+from tests.trainers.closed_form import ClosedFormMetric, bank_of
 from tests.trainers.tiny_run import Killed, log_lines, settings
 from trainers.base import find
 from trainers.config import RunConfig
@@ -70,6 +73,36 @@ def test_a_reward_that_is_only_watched_was_not_trained_on(
     matched = {"stages": {"reinforce": {"settings": {"phase": "cold_start"}}}}
     student = Loop("rtdmd", settings(pipeline_folder, prompt_file, **matched), tmp_path / "run").train()
     assert json.loads((student / "training.json").read_text())["rewards"] == []
+
+
+@pytest.mark.parametrize(
+    ("last", "reward_is_free", "expected"),
+    [
+        ({"settings": {"phase": "reinforce"}}, True, True),
+        ({"settings": {"phase": "reinforce"}}, False, False),
+        ({"settings": {"phase": "cold_start"}}, False, True),  # what is only watched does not count
+        ({"trainer": "dmd2", "settings": {"batch_size": 2, "pictures": "pictures"}}, True, False),
+    ],
+)
+def test_a_record_tells_whether_rewards_or_a_stage_needed_pictures(
+    pipeline_folder: Path,
+    prompt_file: Path,
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+    last: dict[str, Any],
+    reward_is_free: bool,
+    expected: bool,
+) -> None:
+    metric = ClosedFormMetric("redness", 0, True)
+    metric.card = replace(metric.card, image_free=reward_is_free)
+    monkeypatch.setattr("trainers.start.load_rewards", lambda rewards, device: bank_of(metric, rewards))
+    monkeypatch.chdir(tmp_path)
+    (tmp_path / "pictures").mkdir()
+    Image.new("RGB", (16, 16), (255, 0, 0)).save(tmp_path / "pictures" / "red.png")
+    stages = {"cold_start": {"iterations": 1}, "reinforce": {"iterations": 1}, "last": {"iterations": 1} | last}
+    stages["reinforce"]["settings"] = {"phase": "cold_start"}
+    run = settings(pipeline_folder, prompt_file, stages=stages, rewards=[{"id": "redness"}])
+    assert read_training(Loop("rtdmd", run, tmp_path / "run").train())[0].image_free is expected
 
 
 @pytest.mark.parametrize(

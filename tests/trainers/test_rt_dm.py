@@ -28,7 +28,7 @@ def weights(kind: str, scores: dict[str, Tensor] = SCORES, **settings: float) ->
 def test_weights_have_mean_1_before_clamping_and_a_constant_reward_leaves_them_at_1(kind: str) -> None:
     assert weights(kind).mean().item() == pytest.approx(1, abs=1e-6)
     constant = {name: torch.full((4,), 0.3) for name in SCORES}
-    assert torch.allclose(weights(kind, constant), torch.ones(4), atol=1e-6)
+    assert torch.allclose(weights(kind, constant), torch.ones(4), rtol=0, atol=1e-6)
 
 
 def test_exp_weights_are_softmax_of_the_normalised_total() -> None:
@@ -36,7 +36,7 @@ def test_exp_weights_are_softmax_of_the_normalised_total() -> None:
         return (score - score.mean()) / (score.std(correction=0) + 1e-4)
 
     r = (2 * z(SCORES["a"]) + z(SCORES["b"])) / 0.5
-    assert torch.allclose(weights("exp", temperature=0.5), 4 * r.exp() / r.exp().sum(), atol=1e-5)
+    assert torch.allclose(weights("exp", temperature=0.5), 4 * r.exp() / r.exp().sum(), rtol=0, atol=1e-5)
 
 
 def test_the_other_forms_use_raw_rewards_on_their_scales() -> None:
@@ -69,9 +69,9 @@ def gradient(weight: Tensor | float) -> tuple[Tensor, Tensor]:
 
 def test_a_weight_of_1_is_plain_dmd_and_doubling_one_doubles_its_row() -> None:
     (loss, plain), (loss_1, ones) = gradient(1.0), gradient(torch.ones(4, 1))
-    assert torch.allclose(loss, loss_1, atol=1e-7) and torch.allclose(plain, ones, atol=1e-7)
+    assert torch.allclose(loss, loss_1, rtol=0, atol=1e-7) and torch.allclose(plain, ones, rtol=0, atol=1e-7)
     doubled = gradient(torch.tensor([[1.0], [2.0], [1.0], [1.0]]))[1]
-    assert torch.allclose(doubled[1], 2 * plain[1], atol=1e-9) and plain[1].any()
+    assert torch.allclose(doubled[1], 2 * plain[1], rtol=0, atol=1e-9) and plain[1].any()
     assert torch.equal(doubled[[0, 2, 3]], plain[[0, 2, 3]])
 
 
