@@ -11,7 +11,7 @@ is Flow-GRPO's own (the adapter switched off).
 Source: Flow-GRPO, Liu et al. 2025, arXiv:2505.05470, Eq. 5-6 and 9, and its authors' code: log-probability as a mean
 over dimensions ("mean"; the clip range belongs to it), one deviation for all images ("global_std"), a KL divided by
 c^2 (kl_divisor "flow_grpo": sigma without its factor sqrt(t - t')). Departures: a single update per epoch trains on
-the rollout's own graphs; images are cut into updates in their order, without shuffling. Ratio, advantages and
+the rollout's own graphs; images are dealt to updates in turn, without shuffling. Ratio, advantages and
 log-probabilities: trainers/subgrpo.py. Axes: P prompts, N members of a group, B = P N images, K steps.
 """
 
@@ -80,9 +80,10 @@ class GrpoEpoch:
         return self.advantage_B.nonzero().flatten()
 
     def parts(self, updates: int) -> list[Tensor]:
-        """Return the kept rows of this process by update: the kept images of all are cut into equal parts."""
-        cut = [part - self.first for part in self.everyone.nonzero().flatten().tensor_split(updates)]
-        return [rows[(rows >= 0) & (rows < len(self.advantage_B))] for rows in cut]
+        """Return the kept rows of this process by update: the kept images of all are dealt out in turn."""
+        kept = self.everyone.nonzero().flatten() - self.first
+        dealt = [kept[n::updates] for n in range(updates)]  # every process has work in every update
+        return [rows[(rows >= 0) & (rows < len(self.advantage_B))] for rows in dealt]
 
     def weight(self, count: int, updates: int) -> float:
         """Return what makes the mean over `count` images this process's part of an update's mean over all kept."""

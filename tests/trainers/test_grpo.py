@@ -120,13 +120,13 @@ def test_at_ratio_1_the_gradient_is_minus_the_advantage_times_that_of_the_log_pr
     again = ask_again(one.roles.velocity("student", PROMPTS[:4]), old, one.protocol())
     assert again.x_next is x_next and again.v.requires_grad
     new = subgrpo.log_prob(again, "mean")
-    assert torch.allclose(new, subgrpo.log_prob(old, "mean"), atol=1e-6)
+    assert torch.allclose(new, subgrpo.log_prob(old, "mean"), rtol=0, atol=1e-6)
     advantage = torch.tensor([1.0, -2.0, 0.5, 0.0])
     loss = subgrpo.clipped_loss(new, new.detach(), advantage, 1e-4).sum()
     parameters = backbone.parameters("student")
     found = torch.autograd.grad(loss, parameters, retain_graph=True)
     expected = torch.autograd.grad(-(advantage * new).sum(), parameters)
-    assert all(torch.allclose(a, b, atol=1e-6) for a, b in zip(found, expected, strict=True))
+    assert all(torch.allclose(a, b, rtol=0, atol=1e-6) for a, b in zip(found, expected, strict=True))
 
 
 def test_later_updates_of_an_epoch_are_clipped_where_the_policy_has_moved() -> None:
@@ -156,18 +156,26 @@ def test_weights_make_every_update_a_mean_over_the_kept_images() -> None:
     epoch = GrpoEpoch(None, advantage, everyone=advantage)  # type: ignore[arg-type]
     assert epoch.kept.tolist() == [0, 1, 4, 5, 6] and epoch.weight(5, 1) == pytest.approx(1)
     assert sum(epoch.weight(len(rows), 1) for rows in epoch.kept.split(2)) == pytest.approx(1)
-    assert [part.tolist() for part in epoch.parts(2)] == [[0, 1, 4], [5, 6]]
+    assert [part.tolist() for part in epoch.parts(2)] == [[0, 4, 6], [1, 5]]
     halves = [epoch.weight(len(part), 2) for part in epoch.parts(2)]
     assert halves == pytest.approx([6 / 5, 4 / 5])
 
 
 def test_processes_put_an_image_into_the_update_that_one_process_would() -> None:
-    advantage = torch.tensor([1.0, -1.0, 0.0, 0.0, 2.0, -1.0, -1.0, 0.0])
+    """Of the kept images 0, 1, 3, 4, 5 and 6 every second one."""
+    advantage = torch.tensor([1.0, -1.0, 0.0, 0.5, 2.0, -1.0, -1.0, 0.0])
     own = [GrpoEpoch(None, advantage[n : n + 4], advantage, first=n) for n in (0, 4)]  # type: ignore[arg-type]
-    assert [[part.tolist() for part in one.parts(2)] for one in own] == [[[0, 1], []], [[0], [1, 2]]]
-    for update, alone in enumerate((6 / 5, 4 / 5)):
+    assert [[part.tolist() for part in one.parts(2)] for one in own] == [[[0, 3], [1]], [[1], [0, 2]]]
+    for update in range(2):
         together = [one.weight(len(one.parts(2)[update]), 2) for one in own]
-        assert sum(together) / 2 == pytest.approx(alone)  # processes' gradients are averaged
+        assert sum(together) / 2 == pytest.approx(1)  # processes' gradients are averaged
+
+
+def test_every_process_has_images_in_every_update() -> None:
+    advantage = torch.ones(24)
+    for first in range(0, 24, 6):
+        one = GrpoEpoch(None, advantage[:6], advantage, first=first)  # type: ignore[arg-type]
+        assert [len(part) for part in one.parts(2)] == [3, 3]
 
 
 def test_advantages_lie_within_their_limit() -> None:
