@@ -46,6 +46,8 @@ class SdeSamplerConfig:
     REPLACES: ClassVar = {"sigmas": ("shift",), "shift": ("sigmas",), "num_inference_steps": ("sigmas",)}
 
     def __post_init__(self) -> None:
+        if self.shift <= 0:
+            raise ValueError("shift must be above 0")
         if self.sigmas and self.shift != 1:
             raise ValueError("shift is of even steps, explicit sigmas are taken as they are: leave one of them out")
 

@@ -68,6 +68,8 @@ def check_reinforce(c: ReinforceConfig, eta: float, stochastic: int, rewards: Re
         raise UserError(
             "trainer.reinforce.rl needs a stochastic sampler: set trainer.sampler to cps with eta above 0"
         )
+    if c.rl != "none" and not stochastic:
+        raise UserError("trainer.reinforce.rl trains steps before the last: set sampler.num_inference_steps above 1")
     if c.rl == "subgrpo" and c.subset_size > stochastic:
         raise UserError(
             f"trainer.reinforce.subset_size is {c.subset_size}, but only {stochastic} steps are stochastic"

@@ -50,8 +50,8 @@ class TdmConfig(StudentSampling):
     batch_size: int = 16  # prompts per iteration and process
     separate: bool = True  # t ends below the step's own start t_i; else at `high` for every step
     random_end: bool = False  # t_m anywhere within the step
-    low: float = 0.02  # bounds of t
-    high: float = 0.99
+    low: float = 0.02  # least t
+    high: float = 0.99  # t ends there where separate is false
     gap: float = 0.01  # t stays below t_i by it; t_m by twice as much
     huber_c: float = 1e-3  # c
     max_snr: float = 5.0
@@ -65,6 +65,8 @@ class TdmConfig(StudentSampling):
             raise ValueError("batch_size must be at least 1")
         if not 0 < self.low < self.high < 1 or self.gap <= 0:
             raise ValueError("low, high and gap must satisfy 0 < low < high < 1 and gap > 0")
+        if self.separate and self.high != TdmConfig.high:
+            raise ValueError("high is where t ends with separate = false: set that, or leave high out")
         if self.huber_c <= 0 or self.max_snr <= 0:
             raise ValueError("huber_c and max_snr must be above 0")
         if self.sampler.cps_eta > 0:
@@ -172,4 +174,10 @@ def _check_levels(levels: Sequence[float], c: TdmConfig) -> None:
             raise UserError(
                 f"trainer.sampler: the step from level {t_i:g} to {t_end:g} is too short for trainer.low = {c.low:g} "
                 f"and trainer.gap = {c.gap:g}: lay other levels, or lower these two"
+            )
+        highest = t_i - room if c.random_end else t_end  # of t_m, from which t is reached by noising
+        if not c.separate and highest >= c.high:
+            raise UserError(
+                f"trainer.high = {c.high:g}: the step from level {t_i:g} ends at up to {highest:g}, above which t is "
+                "to lie: raise it, lay other levels, or leave separate = false out"
             )

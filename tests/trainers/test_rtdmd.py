@@ -384,6 +384,10 @@ def test_contradictory_settings_are_refused_by_name(settings: dict, bank: dict, 
 def test_reinforcement_needs_a_stochastic_sampler() -> None:
     with pytest.raises(UserError, match="stochastic sampler"):
         point_trainer(**reinforce(), sampler=SamplerConfig(eta=0.0))
+    one = SamplerConfig(num_inference_steps=1)
+    with pytest.raises(UserError, match=r"trains steps before the last: set sampler\.num_inference_steps above 1"):
+        point_trainer(**reinforce(rl="grpo"), sampler=one)
+    point_trainer(**reinforce(rl="none"), sampler=one)  # the direct term is of the last step
 
 
 def test_wrong_keys_and_types_are_refused_with_the_nearest_name() -> None:

@@ -77,3 +77,9 @@ def test_no_method_lays_its_students_levels_elsewhere() -> None:
 def test_groups_are_rolled_out_on_the_double_shifted_levels_too() -> None:
     trainer = student_of("grpo", {"sampler": {"shift": 3.0}, "student_schedule": "diffusers_n"})
     assert sigma_grid(trainer._rollout) == pytest.approx(DOUBLE_SHIFTED, abs=1e-4)  # type: ignore[attr-defined]
+
+
+@pytest.mark.parametrize("shift", [0.0, -1.0])
+def test_a_shift_that_is_none_is_refused_by_name(shift: float) -> None:
+    with pytest.raises(UserError, match=r"x.toml: sampler: shift must be above 0"):
+        build(available()["dp_dmd"].Config, {"sampler": {"sampler": "euler", "shift": shift}}, "x.toml")

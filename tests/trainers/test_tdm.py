@@ -48,9 +48,9 @@ def test_all_the_noise_of_x_t_is_one_draw(t_i: float, t_m: float, t: float) -> N
     at = stretch(x_i, t_i, t_m, t, noise)
     x_t, n_mix = at.noised(v)
     x0 = x0_from_v(x_i, v, t_i)
-    assert torch.allclose(x_t, interpolate(x0, n_mix, t), atol=1e-12)
+    assert torch.allclose(x_t, interpolate(x0, n_mix, t), rtol=0, atol=1e-12)
     if t_m == 0:  # nothing of the trajectory's own noise is left
-        assert torch.allclose(n_mix, noise, atol=1e-12)
+        assert torch.allclose(n_mix, noise, rtol=0, atol=1e-12)
 
 
 def test_noise_keeps_the_marginals_of_the_path() -> None:
@@ -209,6 +209,7 @@ def test_student_reaches_the_teachers_distribution(separate: bool) -> None:
         ({"sampler": {"sampler": "cps"}}, "the trajectory is deterministic"),
         ({"batch_size": 0}, "batch_size must be at least 1"),
         ({"low": 0.99}, "low, high and gap must satisfy"),
+        ({"high": 0.5}, "high is where t ends with separate = false: set that, or leave high out"),
         ({"huber_c": 0.0}, "huber_c and max_snr must be above 0"),
         ({"huber": 0.1}, "unknown key 'huber'"),
     ],
@@ -225,6 +226,18 @@ def test_steps_without_room_for_a_level_are_named(last: float, settings: dict[st
     sampler = SamplerConfig(sampler="euler", num_inference_steps=3, sigmas=(1.0, 0.75, last))
     with pytest.raises(UserError, match=r"the step from level 0.\d+ to [\d.]+ is too short for trainer.low = "):
         trainer_of(sampler=sampler, **settings)
+
+
+@pytest.mark.parametrize(
+    ("high", "random_end", "highest"), [(0.75, False, "0.75"), (0.6, False, "0.75"), (0.98, True, "0.98")]
+)
+def test_levels_that_end_above_t_are_named(high: float, random_end: bool, highest: str) -> None:
+    """Noising leads upwards: from a t_m of .75 there is no way to a t of .6."""
+    sampler = SamplerConfig(sampler="euler", num_inference_steps=2, sigmas=(1.0, 0.75))
+    told = rf"trainer.high = {high}: the step from level 1 ends at up to {highest}, above which t is to lie"
+    with pytest.raises(UserError, match=told):
+        trainer_of(sampler=sampler, separate=False, high=high, random_end=random_end)
+    trainer_of(sampler=sampler, separate=False, high=0.985, random_end=random_end)
 
 
 def test_resume_is_bit_exact(pipeline_folder: Any, prompts: list[Prompt]) -> None:
