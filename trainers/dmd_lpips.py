@@ -81,8 +81,9 @@ class DmdLpips(Dmd):
         """Return L_dmd and the regression's term."""
         c, losses = self.config, super().student_losses(networks, x0, prompts)
         pairs = self.samples.pairs(prompts, self.roles.draws, self._pairs)
+        pictures = self._pictures(pairs.x0)  # first: after it an offloaded autoencoder leaves the device
         x0_pairs = self.generate(self.roles.networks(pairs.prompts, c.guidance_scale), pairs.z, grad=True)
-        loss = self._distance(self._pictures(x0_pairs), self._pictures(pairs.x0)).mean()
+        loss = self._distance(self._pictures(x0_pairs), pictures).mean()
         return losses | {"lpips_loss": c.lpips.weight * loss}
 
     def state_dict(self) -> dict[str, Any]:

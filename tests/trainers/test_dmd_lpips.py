@@ -1,4 +1,5 @@
 from pathlib import Path
+from typing import Any
 
 import pytest
 import torch
@@ -115,3 +116,32 @@ def test_the_distances_own_metrics_are_trained_on(distance: str, weight: float, 
     config = build(DmdLpipsConfig, {"lpips": {"distance": distance, "weight": weight}}, "x.toml")
     assert DmdLpips.trained_on(config) == metrics and set(metrics) <= available().keys()
     assert Dmd.trained_on(DmdConfig()) == ()
+
+
+def test_an_offloaded_autoencoder_stays_on_the_device_while_it_has_a_graph(
+    pipeline_folder: Path, prompts: list[Prompt], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Its weights are gone where it is off the device: the gradient of a decoded picture would be of them."""
+    monkeypatch.setattr(
+        dmd_lpips, "load_perceptual", lambda kind, device: lambda a, b: (a - b).square().mean((1, 2, 3))
+    )
+    settings = BackboneConfig(path=str(pipeline_folder), lora=LoraConfig(rank=2, alpha=4), offload_autoencoder=True)
+    backbone: Any = load(settings, torch.device("cpu"))
+    vae = backbone.pipeline.vae
+    weights = {name: p.data.clone() for name, p in vae.named_parameters()}
+    device, calls = torch.device("cpu", 0), []
+
+    def to(where: torch.device | str) -> None:
+        calls.append(where)
+        for name, p in vae.named_parameters():
+            p.data = weights[name].clone() if where == device else torch.full_like(weights[name], torch.nan)
+
+    monkeypatch.setattr(vae, "to", to)
+    backbone.device = device
+    config = DmdLpipsConfig(
+        sampler=SamplerConfig(sampler="euler", num_inference_steps=2), batch_size=2, fake_score_updates=1,
+        lpips=LpipsConfig(weight=0.25, batch_size=2),
+        teacher_samples=TeacherSamplesConfig(count=2, steps=2, folder=str(tmp_path)),
+    )  # fmt: skip
+    logs = DmdLpips(config, backbone, RewardBank([], {}), World()).step(prompts[:2], 0)
+    assert logs["student_norm"] > 0 and device in calls and "cpu" in calls
