@@ -97,8 +97,9 @@ class TeacherSamples:
             "guidance_scale": guidance_scale,
             "seed": settings.seed,
         }
-        if guidance_scale > 1 and backbone.settings.unconditional != "model":
+        if guidance_scale > 1:
             self._identity["unconditional"] = backbone.settings.unconditional
+            self._identity["negative_prompt"] = backbone.protocol().negative_prompt
         self._batches: list[list[str]] = []  # prompts, in the order they were drawn for
         self._z, self._x0 = torch.empty(2, 0, *backbone.latent_shape)
 

@@ -1,4 +1,6 @@
+import shutil
 from concurrent.futures import ThreadPoolExecutor
+from dataclasses import replace
 from pathlib import Path
 from threading import Barrier
 from typing import Any
@@ -6,11 +8,12 @@ from typing import Any
 import pytest
 import torch
 from PIL import Image
+from safetensors.torch import load_file, save_file
 
 from benchmarks.config import UserError
 from metrics.base import Prompt
 from tests.trainers.closed_form import PointBackbone
-from trainers.backbones.base import BackboneConfig
+from trainers.backbones.base import BackboneConfig, load
 from trainers.base import World
 from trainers.draws import Draws
 from trainers.latents import Pairs, PictureLatents, TeacherSamples, TeacherSamplesConfig
@@ -136,6 +139,26 @@ def test_what_a_guided_teacher_is_guided_against_decides_too_where_it_is_not_the
         samples(tmp_path, backbone, 1.0, count=4, steps=2).pairs(BATCHES[0], Draws(0), 1)
         backbone.settings = BackboneConfig(path="")
         assert len(list(tmp_path.glob("*"))) == 4
+
+
+def test_all_that_decides_a_prompts_embedding_decides_too(pipeline_folder: Path, tmp_path: Path) -> None:
+    """The encoders' weights, the call's arguments, and against what a guided teacher is guided."""
+
+    def files(folder: Path, guidance_scale: float, negative: str = "", **settings: Any) -> int:
+        backbone: Any = load(BackboneConfig(path=str(folder), **settings), torch.device("cpu"))
+        backbone._protocol = replace(backbone.protocol(), negative_prompt=negative)
+        source = samples(tmp_path / "samples", backbone, guidance_scale, count=1, steps=1)
+        source.pairs([Prompt(text="a red circle")], Draws(0), 1)
+        return len(list((tmp_path / "samples").iterdir()))
+
+    assert [files(pipeline_folder, 1.0), files(pipeline_folder, 1.0, "blue")] == [1, 1]
+    assert [files(pipeline_folder, 2.0), files(pipeline_folder, 2.0, "blue")] == [2, 3]
+    assert files(pipeline_folder, 1.0, max_text_length=8) == 4
+    other = tmp_path / "other"
+    shutil.copytree(pipeline_folder, other)
+    weights = next((other / "text_encoder").glob("*.safetensors"))
+    save_file({name: 1.5 * tensor for name, tensor in load_file(weights).items()}, weights, {"format": "pt"})
+    assert files(other, 1.0) == 5
 
 
 def test_two_processes_draw_the_set_of_one_together_and_each_takes_its_rows(tmp_path: Path) -> None:

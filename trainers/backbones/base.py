@@ -184,7 +184,7 @@ class Backbone(Protocol):
         ...
 
     def teacher_digest(self) -> str:
-        """Return the sha256 of the frozen base weights as they are now in memory."""
+        """Return the sha256 of the frozen base weights as they are now in memory, and of what decides embeddings."""
         ...
 
     def export(self, folder: Path | None, weights: str, dtype: str) -> None:

@@ -32,6 +32,7 @@ from trainers.backbones.copies import CopyRoles
 from trainers.backbones.full_student import FullStudentRoles
 from trainers.backbones.lora import ROLES, AdapterRoles
 from trainers.backbones.own_start import OwnStartRoles
+from trainers.backbones.prompt_store import encoders_digest
 from trainers.backbones.recompute import attention, checkpointed, run_again
 from trainers.backbones.sharding import shard, whole
 from trainers.flow import guided
@@ -141,13 +142,14 @@ class Family:
             # Always the same number of rows: a batch's shape decides the last bits of its rows, and a resumed run
             # meets other prompts together than the first one did.
             rows = self.embed(some + [""] * (ENCODED_AT_ONCE - len(some)))
-            self._cache |= {p: tuple(self._kept(x) for x in row) for p, row in zip(some, rows, strict=False)}
+            # In the host's memory: thousands of rows of a large text encoder are tens of GB
+            self._cache |= {p: tuple(x.to("cpu", copy=True) for x in row) for p, row in zip(some, rows, strict=False)}
         for prompt in prompts:
             self._cache.move_to_end(prompt)
-        found = [self._cache[prompt] for prompt in prompts]
+        rows_of = {prompt: tuple(self._used(x) for x in self._cache[prompt]) for prompt in dict.fromkeys(prompts)}
         while len(self._cache) > self.settings.prompt_cache:
             self._cache.popitem(last=False)
-        return self.joined(found)
+        return self.joined([rows_of[prompt] for prompt in prompts])
 
     def velocity(
         self,
@@ -226,8 +228,9 @@ class Family:
         return self._protocol
 
     def teacher_digest(self) -> str:
-        """Return the sha256 of the base weights, LoRA adapters left out."""
-        digest = hashlib.sha256()
+        """Return the sha256 of the base weights, LoRA adapters left out, and of what decides prompts' embeddings."""
+        arguments = self._protocol.call_arguments
+        digest = hashlib.sha256(encoders_digest(Path(self.settings.path), arguments, self.device).encode())
         for name, tensor in sorted(self._roles.base_state().items()):
             digest.update(name.encode() + whole(tensor).detach().float().cpu().contiguous().numpy().tobytes())
         return digest.hexdigest()
@@ -275,8 +278,8 @@ class Family:
         parts = [[x[start : start + size] for x in rows] for start in range(0, count, size)]
         return torch.cat([again(call, *part) if torch.is_grad_enabled() else call(*part) for part in parts])
 
-    def _kept(self, x: Tensor) -> Tensor:
-        return x.to(self._dtype, copy=True) if x.is_floating_point() else x.clone()
+    def _used(self, x: Tensor) -> Tensor:
+        return x.to(self.device, self._dtype if x.is_floating_point() else None)
 
     def _levels(self, t: Level, count: int) -> Tensor:
         return torch.as_tensor(t, dtype=self._dtype, device=self.device).flatten().expand(count)
