@@ -46,19 +46,23 @@ from trainers.checkpoint import (
 from trainers.config import RunConfig, StageConfig
 from trainers.pause import Pause
 from trainers.progress import Progress
-from trainers.start import prepare
+from trainers.start import PER_ITERATION, prepare
 
 # Of a checkpoint
 PARTS = frozenset(
     {
         "position", "passes", "prompt_positions", "log_lines", "recent", "curves", "stages", "rewards", "trainer",
-        "idle_fake_score",
+        "idle_fake_score", "prompt_digests",
     }
 )  # fmt: skip
 # What may change between starts
 FREE = frozenset(
-    {"name", "benchmark", "export", "checkpoint_every", "backbone.name", "backbone.sharded", "backbone.compile"}
-)
+    {
+        "name", "benchmark", "export", "checkpoint_every", "backbone.name", "backbone.sharded", "backbone.compile",
+        "backbone.prompt_cache", "backbone.prompt_cache_folder", "backbone.offload_text_encoders",
+        "backbone.offload_autoencoder",
+    }
+)  # fmt: skip
 
 
 @dataclass
@@ -92,7 +96,7 @@ class Loop:
             self._canary = Canary(run.canary, self.rewards.ids, self.accelerator.device)
         with located(f"{where}: backbone"):
             self.backbone = self._load_backbone(run.backbone)
-        start.rehearse(self.backbone.protocol())
+        start.rehearse(self.backbone.protocol(), self.accelerator.num_processes)
         if self.accelerator.is_main_process:
             if not resume:
                 forget_run(folder)
@@ -145,7 +149,7 @@ class Loop:
             )
         made = trainer(settings, self.backbone, self.rewards, world)
         self._stream = self._start.streams[stage]
-        self._share = world.share(made.prompts_per_step, "prompts per iteration")
+        self._share = world.share(made.prompts_per_step, PER_ITERATION)
         return made
 
     def _load_backbone(self, settings: BackboneConfig) -> Backbone:
@@ -312,6 +316,7 @@ class Loop:
                 "position": asdict(position),
                 "passes": self.backbone.passes,
                 "prompt_positions": self._start.prompts.state_dict(),
+                "prompt_digests": self._start.prompts.digests,
                 "log_lines": self._log_lines,
                 "recent": recent,
                 "curves": self._curves,
@@ -330,7 +335,12 @@ class Loop:
         return [p.detach() for p in self.backbone.parameters("fake_score")]
 
     def _restore(self, trainer: Trainer, stage: str, state: dict[str, Any] | None) -> None:
-        """Continue from a checkpoint; what the log holds beyond it is cut off and will be written again."""
+        """Continue from a checkpoint; what the log holds beyond it is cut off and will be written again.
+
+        Raises UserError where the prompts have changed since."""
+        if state:
+            with located(str(self.folder)):
+                self._start.prompts.check(state["prompt_digests"])
         log = self.folder / LOG
         if log.exists() and self.accelerator.is_main_process:
             lines = log.read_text(encoding="utf-8").splitlines(keepends=True)

@@ -4,7 +4,7 @@ Prompts come in passes over a shuffled list; with `balance` each category has a 
 No batch holds a prompt twice: two groups of one prompt would share the noise that must differ between groups.
 """
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from typing import Literal
 
 import torch
@@ -55,13 +55,29 @@ class TrainingPrompts:
         """The prompts of every source that has been opened, in that order."""
         return PromptSet("training", tuple(prompt for one in self._sets.values() for prompt in one.prompts))
 
+    @property
+    def digests(self) -> dict[str, str]:
+        """The sha256 of every source's prompts."""
+        return {source: prompts.digest for source, prompts in self._sets.items()}
+
+    def check(self, digests: Mapping[str, str]) -> None:
+        """Raise UserError where a source does not hold what it held when these were taken of it."""
+        for source, digest in self.digests.items():
+            if digests.get(source, digest) != digest:
+                raise UserError(
+                    f"prompts.source {source!r} has other prompts than when the run began: restore them, use another "
+                    "--out, or start over with --no-resume"
+                )
+
     def state_dict(self) -> list[int]:
         """Return how far each stream has been read, in the order they were opened in."""
         return [stream.position for stream in self._streams.values()]
 
     def load_state_dict(self, state: Sequence[int]) -> None:
-        """Continue from what `state_dict` gave; the same streams must be open."""
-        for stream, position in zip(self._streams.values(), state, strict=True):
+        """Continue from what `state_dict` gave.
+
+        The state may be of a run with other streams for its later stages: those were not read yet, and come last."""
+        for stream, position in zip(self._streams.values(), state, strict=False):
             stream.position = position
 
 

@@ -199,9 +199,8 @@ def without_gaps(
     texts = [prompt.text for prompt in prompts]
     for index in gap_B.nonzero()[:, 0].tolist():
         same_B = torch.tensor([text == texts[index] for text in texts], device=gap_B.device) & ~gap_B
-        others = score_B[
-            same_B
-        ]  # of equal ones the mean is no other, whatever its rounding: a group without contrast
+        others = score_B[same_B]
+        # Clamped: of equal ones the mean is no other, whatever its rounding, and the group has no contrast
         filled[index] = others.mean().clamp(others.min(), others.max()) if len(others) else everyone.nanmean()
     return filled
 

@@ -19,6 +19,7 @@ from trainers.prompts import PromptStream, TrainingPrompts
 from trainers.rehearsal import Rehearsal, rehearsed
 from trainers.rewards import RewardBank, check_settings, load_rewards
 
+PER_ITERATION = "prompts per iteration"
 # Opens the errors of what runs within by where their cause stands, and may swallow that something is not here
 Noted = Callable[[str], AbstractContextManager[None]]
 
@@ -36,19 +37,21 @@ class Start:
     rewarded: bool  # whether a stage trains on the rewards
     trained_on: list[str]  # metrics, the methods' own with them
 
-    def rehearse(self, protocol: Protocol) -> None:
+    def rehearse(self, protocol: Protocol, processes: int = 1) -> None:
         """Make the trainer of every stage without its networks: what a later one refuses shows now.
 
-        protocol: of the base model. Raises UserError naming the stage."""
+        protocol: of the base model. processes: at work. Raises UserError naming the stage."""
         run, where, read = self.run, self.where, set[str]()
         for name, (kind, settings) in self.methods.items():
-            backbone, world = Rehearsal(run.backbone, protocol), World(f"{run.seed}/{name}")
+            backbone = Rehearsal(run.backbone, protocol)
+            world = World(f"{run.seed}/{name}", planned=run.processes or 1, processes=processes)
             with (
                 located(f"{where}: stages.{name}"),
                 rehearsed(kind, settings, backbone, self.rewards, world) as made,
             ):
+                world.share(made.prompts_per_step, PER_ITERATION)
                 if name in self.streams:
-                    self.streams[name].check(made.prompts_per_step * (run.processes or 1))
+                    self.streams[name].check(made.prompts_per_step * world.planned)
                 read |= made.reward_settings
         with located(f"{where}: rewards"):
             check_settings(run.rewards, read)

@@ -251,12 +251,22 @@ def test_another_method_or_seed_is_refused_and_another_name_is_not(tmp_path: Pat
     claim_folder(tmp_path, "rtdmd", replace(RUN, name="other"), free=frozenset({"name"}))
 
 
-def test_a_run_may_go_on_compiled(tmp_path: Path) -> None:
-    compiled = replace(RUN, backbone=replace(RUN.backbone, compile=True))
+@pytest.mark.parametrize(
+    ("key", "value"),
+    [
+        ("compile", True),
+        ("prompt_cache", 10),
+        ("prompt_cache_folder", "rows"),
+        ("offload_text_encoders", True),
+        ("offload_autoencoder", True),
+    ],
+)
+def test_what_decides_time_or_memory_alone_may_change(key: str, value: object, tmp_path: Path) -> None:
+    changed = replace(RUN, backbone=replace(RUN.backbone, **{key: value}))  # type: ignore[arg-type]
     begin(tmp_path)
-    claim_folder(tmp_path, "rtdmd", compiled, free=FREE)
-    with pytest.raises(UserError, match="compile was False, now True"):
-        claim_folder(tmp_path, "rtdmd", compiled)
+    claim_folder(tmp_path, "rtdmd", changed, free=FREE)
+    with pytest.raises(UserError, match=rf"backbone\.{key} was .*, now "):
+        claim_folder(tmp_path, "rtdmd", changed)
 
 
 def test_the_settings_in_force_are_kept_and_compared(tmp_path: Path) -> None:

@@ -170,7 +170,7 @@ def test_a_rehearsal_draws_nothing_that_the_run_would(
 ) -> None:
     run = settings(pipeline_folder, prompt_file)
     Loop("rtdmd", run, tmp_path / "with").train()
-    monkeypatch.setattr(start_module.Start, "rehearse", lambda self, protocol: None)
+    monkeypatch.setattr(start_module.Start, "rehearse", lambda self, protocol, processes: None)
     Loop("rtdmd", run, tmp_path / "without").train()
     for name in ("with", "without"):
         assert (tmp_path / name / "student").is_dir()

@@ -13,13 +13,14 @@ from benchmarks.overlap import trained_on
 from benchmarks.prompts import PromptSet, read_prompts
 from metrics.base import Prompt
 from tests.trainers.closed_form import reward_bank
+from tests.trainers.tiny_run import killed_at, settings
 from trainers import start as start_module
 from trainers.base import Logs
 from trainers.config import RunConfig, merge
 from trainers.dmd import Dmd
 from trainers.loop import Loop
 from trainers.pause import Paused
-from trainers.prompts import PromptStream
+from trainers.prompts import PromptsConfig, PromptStream, TrainingPrompts
 from trainers.refl import Refl
 from trainers.rewards import RewardBank
 
@@ -145,3 +146,30 @@ def test_a_stages_prompts_are_refused_where_they_stand(
         run = three_stages(pipeline_folder, prompt_file, other_file, stages=changes)
         Loop("dmd", run, tmp_path / "run", where="x.toml")
     assert not (tmp_path / "run").exists()
+
+
+def test_a_state_of_a_run_with_other_later_streams_moves_the_shared_ones(prompt_file: Path) -> None:
+    """As where a stage's end is taken over from a run whose next stage has prompts of its own."""
+    one, other = PromptsConfig(source=str(prompt_file)), PromptsConfig(source=str(prompt_file), balance="category")
+    for mine, its in (((one,), (one, other)), ((one, other), (one,))):
+        donor, recipient = TrainingPrompts(0), TrainingPrompts(0)
+        streams = [[prompts.open(one) for one in several] for prompts, several in ((donor, its), (recipient, mine))]
+        streams[0][0].take(3)
+        recipient.load_state_dict(donor.state_dict())
+        assert [stream.position for stream in streams[1]] == [3, 0][: len(mine)]
+
+
+@pytest.mark.usefixtures("closed_form_rewards")
+def test_a_run_does_not_go_on_with_other_prompts(pipeline_folder: Path, prompt_file: Path, tmp_path: Path) -> None:
+    source = tmp_path / "prompts.jsonl"
+    lines = prompt_file.read_text().splitlines(keepends=True)
+    source.write_text("".join(lines))
+    run = settings(pipeline_folder, source)
+    killed_at(Loop("rtdmd", run, tmp_path / "run"), 3)
+    log = (tmp_path / "run" / "log.jsonl").read_bytes()
+    source.write_text("".join(lines[1:]))
+    with pytest.raises(UserError, match=r"run: prompts.source '.*prompts.jsonl' has other prompts than when the run"):
+        Loop("rtdmd", run, tmp_path / "run").train()
+    assert (tmp_path / "run" / "log.jsonl").read_bytes() == log
+    source.write_text("".join(lines))
+    Loop("rtdmd", run, tmp_path / "run").train()

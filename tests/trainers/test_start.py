@@ -31,6 +31,22 @@ def test_prompts_must_do_for_the_batch_of_all_processes(pipeline_folder: Path, p
 
 
 @pytest.mark.usefixtures("closed_form_rewards")
+@pytest.mark.parametrize(("groups", "shared"), [(3, True), (2, False)])
+def test_the_batches_of_every_stage_are_shared_before_the_first(
+    groups: int, shared: bool, pipeline_folder: Path, prompt_file: Path
+) -> None:
+    """Three processes at work on batches of two: six prompts in the first stage, 2 x groups in the second."""
+    table = {"cold_start": {"batch_size": 3}, "reinforce": {"groups": groups}}
+    run = settings(pipeline_folder, prompt_file, trainer=table, processes=2)
+    protocol = load(run.backbone, CPU).protocol()
+    if shared:
+        started(run).rehearse(protocol, 3)
+        return
+    with pytest.raises(UserError, match=r"^x.toml: stages.reinforce: .* cannot be shared evenly by 3 processes"):
+        started(run).rehearse(protocol, 3)
+
+
+@pytest.mark.usefixtures("closed_form_rewards")
 def test_a_stage_that_trains_on_rewards_makes_all_of_them_trained_on(
     pipeline_folder: Path, prompt_file: Path
 ) -> None:
