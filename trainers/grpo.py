@@ -116,8 +116,13 @@ def collect(
     return GrpoEpoch(rolled, own, everyone, world.rank * len(own))
 
 
-def grpo_loss(epoch: GrpoEpoch, rows: Tensor, protocol: Protocol, roles: Roles, c: GrpoTerm) -> Tensor:
-    """Return the mean loss over some images [rows] and all steps but the last."""
+def grpo_loss(
+    epoch: GrpoEpoch, rows: Tensor, protocol: Protocol, roles: Roles, c: GrpoTerm, unchanged: bool = True
+) -> Tensor:
+    """Return the mean loss over some images [rows] and all steps but the last.
+
+    unchanged: whether the student is the one that rolled them out. rho is then 1: what another call rounds otherwise
+    is no move of the policy, and may be larger than the clip range."""
     members = [epoch.rolled.members[row] for row in rows.tolist()]
     student = roles.velocity("student", members)
     reference = roles.velocity("reference", members) if c.kl_weight else None
@@ -125,7 +130,8 @@ def grpo_loss(epoch: GrpoEpoch, rows: Tensor, protocol: Protocol, roles: Roles, 
     for whole in epoch.rolled.steps[:-1]:
         old = whole.rows(rows)
         step = old if old.v.requires_grad else ask_again(student, old, protocol)
-        new_B, old_B = subgrpo.log_prob(step, c.logprob), subgrpo.log_prob(old, c.logprob).detach()
+        new_B = subgrpo.log_prob(step, c.logprob)
+        old_B = new_B.detach() if unchanged else subgrpo.log_prob(old, c.logprob).detach()
         loss_B = subgrpo.clipped_loss(new_B, old_B, epoch.advantage_B[rows].to(new_B), c.clip)
         if reference:
             loss_B = loss_B + c.kl_weight * kl_to_reference(step, reference, protocol, c.kl_divisor)
@@ -193,9 +199,10 @@ class Grpo(RewardTrainer):
         epoch = collect(prompts, self._rollout, self.roles, self.rewards, c, self.world, graphs)
         logs = reward_logs(epoch.rolled.scores, self.world.gather) | {"kept": epoch.share, "rl_loss": 0.0}
         # 2. The clipped loss on each part; rho leaves 1 from the second update on
-        for part in epoch.parts(updates) if epoch.share else ():
+        for n, part in enumerate(epoch.parts(updates) if epoch.share else ()):
             for rows, count in self.roles.batches(part, c.microbatch or max(1, len(part))):
-                loss = epoch.weight(count, updates) * grpo_loss(epoch, rows, self._rollout, self.roles, c)
+                loss = grpo_loss(epoch, rows, self._rollout, self.roles, c, unchanged=n == 0)
+                loss = epoch.weight(count, updates) * loss
                 loss.backward(inputs=self.roles.student.parameters)
                 logs["rl_loss"] += loss.item() / updates
             logs["student_norm"] = self.roles.student.update()

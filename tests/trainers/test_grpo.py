@@ -13,13 +13,14 @@ from benchmarks.protocol import Protocol
 from benchmarks.samplers import Transition, flow_sde
 from metrics.base import Prompt
 from tests.trainers.closed_form import Counted, FirstCoordinate, PointBackbone
+from trainers import grpo as grpo_module
 from trainers import subgrpo
 from trainers.base import SamplerConfig, SdeSamplerConfig, World
 from trainers.dmd import DmdConfig
 from trainers.dmdr import DmdrConfig
 from trainers.dpo import DpoConfig
 from trainers.group_rollout import gathered_advantages
-from trainers.grpo import Grpo, GrpoConfig, GrpoEpoch, GrpoTerm, ask_again, kl_to_reference
+from trainers.grpo import Grpo, GrpoConfig, GrpoEpoch, GrpoTerm, ask_again, collect, grpo_loss, kl_to_reference
 from trainers.learner import EmaConfig, OptimiserConfig
 from trainers.refl import ReflConfig
 from trainers.rewards import RewardBank, RewardConfig
@@ -127,6 +128,28 @@ def test_at_ratio_1_the_gradient_is_minus_the_advantage_times_that_of_the_log_pr
     found = torch.autograd.grad(loss, parameters, retain_graph=True)
     expected = torch.autograd.grad(-(advantage * new).sum(), parameters)
     assert all(torch.allclose(a, b, rtol=0, atol=1e-6) for a, b in zip(found, expected, strict=True))
+
+
+def test_another_calls_rounding_is_no_move_of_the_policy(monkeypatch: pytest.MonkeyPatch) -> None:
+    """bfloat16 rounds by more than the clip range; the first update's ratio is 1 all the same."""
+    term = GrpoTerm(groups=4, group_size=4, clip=1e-6)
+    backbone, one = trainer(grpo=term)
+    epoch = collect(PROMPTS[:4], one._rollout, one.roles, one.rewards, term, World(), graphs=False)
+    again = grpo_module.ask_again
+
+    def rounded(*arguments: Any) -> Step:
+        step = again(*arguments)
+        return replace(step, move=replace(step.move, mean=step.move.mean + 1e-3))
+
+    def gradient(clip: float, unchanged: bool) -> torch.Tensor:
+        c = replace(term, clip=clip)
+        loss = grpo_loss(epoch, epoch.kept, one._rollout, one.roles, c, unchanged)
+        return torch.cat([g.flatten() for g in torch.autograd.grad(loss, backbone.parameters("student"))])
+
+    monkeypatch.setattr(grpo_module, "ask_again", rounded)
+    whole = gradient(1e-6, unchanged=True)
+    assert torch.equal(whole, gradient(1.0, unchanged=True)) and whole.any()
+    assert gradient(1e-6, unchanged=False).norm() < 0.9 * whole.norm()  # where it counts as a move, half is clipped
 
 
 def test_later_updates_of_an_epoch_are_clipped_where_the_policy_has_moved() -> None:
