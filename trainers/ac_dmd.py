@@ -105,9 +105,9 @@ def anchor_sample(
     return (step.x_next, step.t_next) if c.anchor == "next_sigma" else (step.x0, 0.0)
 
 
-def renoise_level(s: float, x: Tensor, config: AcDmdConfig, draws: Noise) -> Tensor:
+def renoise_level(s: float, x: Tensor, c: AcDmdConfig, draws: Noise) -> Tensor:
     """Return t ~ U[s + FURTHER, 1] clamped to the bounds, so that near t = 1 many draws sit at `high` [C]."""
-    return draws.uniform(s + FURTHER, 1.0, x).clamp(config.low, config.high)
+    return draws.uniform(s + FURTHER, 1.0, x).clamp(c.low, c.high)
 
 
 def velocity_target(x_s: Tensor, noise: Tensor, s: Level, t: Level, sigma: Level) -> Tensor:

@@ -12,8 +12,8 @@ Source: RTDMD, Sec. 3 and algorithm 1, and its authors' code where the two diffe
 Departures: stage II goes on training the cold start's adapters, from the EMA of the student, where the code merges
 them into the body and attaches fresh ones; a rollout keeps the graphs of the steps it will train on, so no call is
 made twice (`microbatch` makes them again, for networks whose graphs do not fit); losses are summed over trained
-steps, where the code averages (a constant, which AdamW cancels). Beyond the paper: `dp_first_step` adds DP-DMD's
-first-step loss to both stages, on noise of its own.
+steps, where the code averages (a constant that AdamW cancels wherever the norm is not clipped). Beyond the paper:
+`dp_first_step` adds DP-DMD's first-step loss to both stages, on noise of its own.
 Axes: P prompts, N members of a group, B = P N images, K steps.
 """
 

@@ -40,6 +40,8 @@ class GradientProbe(Rtdmd):
                 'gradient_probe compares estimators of one gradient: set subset_scale = "paper", '
                 'advantage = "centred" and zero_advantage = "keep"'
             )
+        if world.processes > 1:
+            raise UserError("gradient_probe counts the gradients of one process: start it in one")
         super().__init__(config, backbone, rewards, world)
         self._count, self._squares = 0, 0.0
         self._sum = [torch.zeros_like(p, dtype=torch.float64) for p in self.roles.student.parameters]
@@ -63,7 +65,8 @@ class GradientProbe(Rtdmd):
         """Continue from what `state_dict` gave."""
         super().load_state_dict(state)
         self._count, self._squares = state["count"], state["squares"]
-        self._sum = [one.clone() for one in state["sum"]]
+        for mine, stored in zip(self._sum, state["sum"], strict=True):
+            mine.copy_(stored)
 
     def _take(self) -> float:
         """Count the gradient that backward() left and clear it; return its norm."""
