@@ -186,7 +186,7 @@ CASES = {
     )),
     "grpo, two updates": Case("grpo", {"grpo": RELATIVE | {"kl_weight": 0.0}, "updates": 2}, (
         student(*GRID, of=GROUPS),
-        student(*GRID[:3], graph=True, of=GROUPS[: B // 2]), student(*GRID[:3], graph=True, of=GROUPS[B // 2 :]),
+        student(*GRID[:3], graph=True, of=GROUPS[::2]), student(*GRID[:3], graph=True, of=GROUPS[1::2]),
     )),
     "dpo": Case("dpo", {"dpo": RELATIVE}, (
         student(*GRID, of=GROUPS),
