@@ -73,9 +73,12 @@ def save_state(folder: Path, state: Mapping[str, Any]) -> None:
 def load_state(folder: Path, parts: frozenset[str] = frozenset()) -> dict[str, Any] | None:
     """Return the run's checkpoint, None where there is none.
 
-    Raises UserError where it cannot be read or lacks one of its parts."""
+    Raises UserError where it cannot be read or lacks one of its parts, and where there is a student without it: the
+    run is over, or its checkpoint was removed, and going on would be to start over."""
     path = folder / STATE
     if not path.is_file():
+        if (folder / STUDENT).is_dir():
+            raise UserError(f"{path}: not there, though the student is; restore it, or start over with --no-resume")
         return None
     advice = "restore the file, or start over with --no-resume"
     _check(path, advice)

@@ -32,6 +32,7 @@ from leaderboards.store import write_atomically
 from metrics.base import Prompt, UserError
 from metrics.images import read_image, to_tensor
 from trainers.backbones.base import Backbone
+from trainers.backbones.prompt_store import made_folder
 from trainers.base import World
 from trainers.draws import Draws
 from trainers.first_step import teacher_anchor
@@ -87,7 +88,9 @@ class TeacherSamples:
     def __init__(
         self, backbone: Backbone, settings: TeacherSamplesConfig, guidance_scale: float, world: World
     ) -> None:
+        """Raises UserError where the samples' folder cannot be made."""
         self._backbone, self._settings, self._guidance_scale, self._world = backbone, settings, guidance_scale, world
+        self._folder = made_folder(Path(settings.folder), "trainer.teacher_samples.folder")
         self._levels = [*step_levels(settings.schedule, settings.steps, settings.shift), 0.0]
         self._identity = {
             "teacher": backbone.teacher_digest(),
@@ -138,7 +141,7 @@ class TeacherSamples:
         own = torch.arange(len(texts)).tensor_split(world.processes)[world.rank]
         passes, cost = self._backbone.passes, len(own) * self._settings.steps * (1 + (self._guidance_scale > 1))
         key = json.dumps(self._identity | {"number": number, "prompts": texts}, sort_keys=True)
-        path = Path(self._settings.folder) / f"{hashlib.sha256(key.encode()).hexdigest()}.safetensors"
+        path = self._folder / f"{hashlib.sha256(key.encode()).hexdigest()}.safetensors"
         if not all(world.gather_list([path.is_file()])):  # drawing is for all of them, or for none
             x0 = torch.cat(world.gather_list([self._teacher_samples(z[own], [texts[row] for row in own.tolist()])]))
             if not path.is_file():
@@ -191,7 +194,6 @@ def _caption(picture: Path) -> str:
 
 
 def _write(path: Path, x0: Tensor) -> None:
-    path.parent.mkdir(parents=True, exist_ok=True)
     write_atomically(path, save({"x0": x0.contiguous()}), durable=False)  # another run may be drawing the same
 
 

@@ -303,3 +303,10 @@ def test_settings_in_force_are_those_of_the_method_as_built(tmp_path: Path) -> N
     with pytest.raises(UserError, match=r"^x.toml: stages.cold_start: trainer: unknown key 'guidance'"):
         claim_folder(tmp_path, "dmd", replace(RUN, trainer={"guidance": 2.0}), where="x.toml")
     assert not (tmp_path / SETTINGS).exists()
+
+
+def test_a_student_without_its_checkpoint_is_no_run_to_start_over_in_silence(tmp_path: Path) -> None:
+    assert load_state(tmp_path) is None
+    (tmp_path / STUDENT).mkdir()
+    with pytest.raises(UserError, match=r"checkpoint.pt: not there, though the student is; restore it, or"):
+        load_state(tmp_path)

@@ -218,3 +218,9 @@ def test_pictures_are_cut_to_the_models_size_and_keep_their_captions(tmp_path: P
 def test_a_folder_without_pictures_is_refused(tmp_path: Path) -> None:
     with pytest.raises(UserError, match="no pictures"):
         PictureLatents(PointBackbone(MEAN, SPREAD), tmp_path / "nowhere")  # type: ignore[arg-type]
+
+
+def test_a_folder_that_cannot_be_made_is_named_before_anything_is_drawn(tmp_path: Path) -> None:
+    (tmp_path / "file").touch()
+    with pytest.raises(UserError, match=r"^trainer\.teacher_samples\.folder: .*file/samples: no folder to write to"):
+        samples(tmp_path / "file" / "samples", PointBackbone(MEAN, SPREAD))

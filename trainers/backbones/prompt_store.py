@@ -47,8 +47,18 @@ def keep_prompts(backbone: Any, settings: "BackboneConfig") -> None:
     if settings.prompt_cache_folder and encoders:
         arguments = backbone.protocol().call_arguments
         digest = encoders_digest(Path(settings.path), arguments, backbone.device)
-        store = PromptStore(Path(settings.prompt_cache_folder) / digest[:32], backbone.device)
+        folder = made_folder(Path(settings.prompt_cache_folder) / digest[:32], "prompt_cache_folder")
+        store = PromptStore(folder, backbone.device)
         backbone.embed = store.remembering(backbone.embed)
+
+
+def made_folder(folder: Path, key: str) -> Path:
+    """Return a folder, made where it is not there. Raises UserError naming the setting where that is impossible."""
+    try:
+        folder.mkdir(parents=True, exist_ok=True)
+    except OSError as error:
+        raise UserError(f"{key}: {folder}: no folder to write to ({error.strerror})") from error
+    return folder
 
 
 def encoders_digest(folder: Path, arguments: dict[str, Any], device: torch.device) -> str:
