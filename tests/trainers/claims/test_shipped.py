@@ -1,8 +1,11 @@
 """The committed study against the committed records of its runs."""
 
+from pathlib import Path
+
 import pytest
 
 from leaderboards.studies import STUDIES, Claims, read_study
+from leaderboards.study_report import write_study
 from trainers.claims.plan import FOLDER
 from trainers.claims.plan import read_study as read_plan
 from trainers.claims.record import Records, read_record
@@ -33,11 +36,16 @@ def test_the_study_follows_from_the_records(runs: Runs) -> None:
     assert close(claims_of(runs, committed.command).model_dump(), committed.model_dump())
 
 
-def test_its_pictures_and_text_are_there() -> None:
+def test_its_pictures_and_text_are_what_is_made_of_it(tmp_path: Path) -> None:
     committed = read_study(COMMITTED)
     assert isinstance(committed, Claims)
-    assert all((COMMITTED.with_suffix("") / f"{figure.id}.svg").is_file() for figure in committed.figures)
-    assert all(claim.statement in COMMITTED.with_suffix(".md").read_text() for claim in committed.claims)
+    write_study(committed, tmp_path / COMMITTED.name)
+    assert (tmp_path / COMMITTED.with_suffix(".md").name).read_text() == COMMITTED.with_suffix(".md").read_text()
+    made, kept = (
+        {path.name: path.read_text() for path in folder.glob("*.svg")}
+        for folder in (tmp_path / COMMITTED.stem, COMMITTED.with_suffix(""))
+    )
+    assert made == kept and made.keys() == {f"{figure.id}.svg" for figure in committed.figures}
 
 
 def close(found: object, stated: object) -> bool:
