@@ -32,6 +32,7 @@ Logs = dict[str, float]
 
 # The teacher's guidance scale; 1 = off. Below it samplers do not guide, so a smaller one would be a silent 1.
 Guidance = Annotated[float, Ge(1)]
+Count = Annotated[int, Ge(1)]
 
 
 @config

@@ -19,7 +19,7 @@ from benchmarks.config import config
 from benchmarks.protocol import Protocol
 from metrics.base import Prompt
 from trainers.backbones.base import Backbone
-from trainers.base import DistillationTrainer, Guidance, Logs, Networks, SamplerConfig, World, register
+from trainers.base import Count, DistillationTrainer, Guidance, Logs, Networks, SamplerConfig, World, register
 from trainers.draws import Draws
 from trainers.flow import Prediction, RenoiseLaw, Velocity, interpolate, prediction_error, x0_from_v
 from trainers.learner import EmaConfig, Learner, OptimiserConfig
@@ -148,8 +148,8 @@ class DmdConfig(StudentSampling):
 
     sampler: SamplerConfig = SamplerConfig()
     guidance_scale: Guidance = 5.0  # of the teacher; 1 = off
-    batch_size: int = 32  # prompts per iteration and process
-    fake_score_updates: int = 2  # R, per student update
+    batch_size: Count = 32  # prompts per iteration and process
+    fake_score_updates: Count = 2  # R, per student update
     share_rollout: bool = False  # the fake score trains on the student step's own samples where there are any
     x0_source: X0Source = "last_step"
     simulation: Simulation = "predictions"  # what the inputs of renoised_rollout are made of; final: its end
@@ -162,8 +162,6 @@ class DmdConfig(StudentSampling):
     ema: EmaConfig = EmaConfig()
 
     def __post_init__(self) -> None:
-        if self.batch_size < 1 or self.fake_score_updates < 1:
-            raise ValueError("batch_size and fake_score_updates must be at least 1")
         if self.x0_source == "full_rollout" and self.sampler.cps_eta > 0:
             raise ValueError(
                 'x0_source = "full_rollout" is deterministic: set sampler.sampler = "euler", or take another source'

@@ -22,7 +22,7 @@ from torch import Tensor
 from benchmarks.config import config
 from metrics.base import Prompt
 from trainers.backbones.base import Backbone
-from trainers.base import Guidance, Networks, SamplerConfig, World, register
+from trainers.base import Count, Guidance, Networks, SamplerConfig, World, register
 from trainers.discriminator import Discriminator, GanConfig, discriminator_loss, generator_loss
 from trainers.dmd import Dmd, DmdConfig
 from trainers.flow import RenoiseLaw
@@ -37,8 +37,8 @@ class Dmd2Config(DmdConfig):
 
     sampler: SamplerConfig = SamplerConfig(sampler="renoise")
     guidance_scale: Guidance = 8.0  # of the teacher; 1 = off
-    batch_size: int = 2
-    fake_score_updates: int = 5  # R, of the fake score and D, per student update
+    batch_size: Count = 2
+    fake_score_updates: Count = 5  # R, of the fake score and D, per student update
     fake_score_renoise: RenoiseLaw = RenoiseLaw(low=0.0, high=1.0)
     student: OptimiserConfig = OptimiserConfig(lr=5e-7, max_grad_norm=10.0)
     fake_score: OptimiserConfig = OptimiserConfig(lr=5e-7, max_grad_norm=10.0)  # of the discriminator as well

@@ -23,7 +23,7 @@ from torch import Tensor
 from benchmarks.config import config
 from metrics.base import Prompt
 from trainers.backbones.base import Backbone
-from trainers.base import Networks, World, register
+from trainers.base import Count, Networks, World, register
 from trainers.dmd import Dmd, DmdConfig, X0Source
 from trainers.dp_dmd import DpDmdRecipe
 from trainers.latents import TeacherSamples, TeacherSamplesConfig
@@ -37,12 +37,12 @@ class LpipsConfig:
 
     weight: float = 0.25
     distance: Perceptual = "lpips_vgg"  # micro_perceptual on the micro world
-    size: int = 512  # pixels of the shorter side; larger pictures are reduced to it
-    batch_size: int = 4  # pairs per student update and process
+    size: Count = 512  # pixels of the shorter side; larger pictures are reduced to it
+    batch_size: Count = 4  # pairs per student update and process
 
     def __post_init__(self) -> None:
-        if self.weight < 0 or self.size < 1 or self.batch_size < 1:
-            raise ValueError("weight must be at least 0, size and batch_size at least 1")
+        if self.weight < 0:
+            raise ValueError("weight must be at least 0")
 
 
 @config

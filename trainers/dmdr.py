@@ -30,7 +30,7 @@ from torch import Tensor
 from benchmarks.config import config
 from metrics.base import Prompt, UserError
 from trainers.backbones.base import Backbone
-from trainers.base import Guidance, Logs, Roles, RolesTrainer, SamplerConfig, World, find, register
+from trainers.base import Count, Guidance, Logs, Roles, RolesTrainer, SamplerConfig, World, find, register
 from trainers.dmd import Normaliser, descend, fake_score_loss, student_loss
 from trainers.dpo import DpoTerm, follow, online_dpo_loss
 from trainers.dynamic import DynaDgConfig, DynaRsConfig
@@ -58,8 +58,8 @@ class DmdrConfig(StudentSampling):
     simulation: Simulation = "final"  # what the student's input is made of; predictions for stochastic samplers
     guidance_scale: Guidance = 7.0  # w of the teacher; 1 = off
     guidance_jitter: float = 0.5  # it is drawn from w +- jitter, where guidance is on
-    batch_size: int = 8  # prompts per iteration and process
-    fake_score_updates: int = 5  # R, per student update
+    batch_size: Count = 8  # prompts per iteration and process
+    fake_score_updates: Count = 5  # R, per student update
     normaliser: Normaliser = "x0_teacher"
     fake_score_loss: Prediction = "velocity"  # eps: as eps models are trained, here by the authors' code on SDXL
     fake_scale: float = 2.0  # s_f of the fake score's adapter; 1 where it is a full copy
@@ -78,8 +78,6 @@ class DmdrConfig(StudentSampling):
     ema: EmaConfig = EmaConfig(decay=0.0)
 
     def __post_init__(self) -> None:
-        if self.batch_size < 1 or self.fake_score_updates < 1:
-            raise ValueError("batch_size and fake_score_updates must be at least 1")
         if self.guidance_jitter < 0 or self.rl_weight <= 0 or self.fake_scale <= 0:
             raise ValueError("guidance_jitter must be at least 0, rl_weight and fake_scale above 0")
         if 1 < self.guidance_scale < 1 + self.guidance_jitter:

@@ -22,7 +22,7 @@ from torch import Tensor
 from benchmarks.config import config
 from metrics.base import Prompt
 from trainers.backbones.base import Backbone
-from trainers.base import DistillationTrainer, Guidance, Logs, Networks, SamplerConfig, World, register
+from trainers.base import Count, DistillationTrainer, Guidance, Logs, Networks, SamplerConfig, World, register
 from trainers.dmd import Normaliser, descend, fake_score_loss, student_loss
 from trainers.first_step import FirstStepConfig, first_step_term
 from trainers.flow import Prediction, RenoiseLaw
@@ -41,8 +41,8 @@ class DpDmdRecipe(StudentSampling):
     sampler: SamplerConfig = SamplerConfig(sampler="euler", shift=3.0)
     student_schedule: Schedule = "diffusers_n"  # of the student's levels; explicit_shift: those of `sampler`
     guidance_scale: Guidance = 3.5  # of the teacher, at its anchor and in L_dmd; 1 = off
-    batch_size: int = 4  # prompts per iteration and process
-    fake_score_updates: int = 5  # R, before each update of the student
+    batch_size: Count = 4  # prompts per iteration and process
+    fake_score_updates: Count = 5  # R, before each update of the student
     normaliser: Normaliser = "xt_teacher"
     renoise: RenoiseLaw = ONE_LEVEL
     fake_score_renoise: RenoiseLaw = ONE_LEVEL
@@ -60,8 +60,6 @@ class DpDmdConfig(DpDmdRecipe):
     fake_score_loss: Prediction = "velocity"  # eps: as eps models are trained
 
     def __post_init__(self) -> None:
-        if self.batch_size < 1 or self.fake_score_updates < 1:
-            raise ValueError("batch_size and fake_score_updates must be at least 1")
         if self.sampler.cps_eta > 0:
             raise ValueError('the student runs a deterministic sampler: set sampler.sampler = "euler"')
         if self.detach_after_first and self.sampler.num_inference_steps == 1:

@@ -13,13 +13,14 @@ import math
 import sys
 import time
 from dataclasses import asdict, dataclass, replace
+from datetime import timedelta
 from functools import partial
 from pathlib import Path
 from typing import Any
 
 import torch
 from accelerate import Accelerator
-from accelerate.utils import broadcast_object_list, gather_object
+from accelerate.utils import InitProcessGroupKwargs, broadcast_object_list, gather_object
 
 from benchmarks.config import as_table, located
 from benchmarks.overlap import write_fingerprints
@@ -84,7 +85,9 @@ class Loop:
 
         `where` opens the errors in settings. Raises UserError for unknown names, bad settings of any stage, weights
         that are not here and a folder that holds another run; the folder is then as it was."""
-        self.accelerator = Accelerator(cpu=run.device == "cpu")
+        # The others wait in a collective while the main process measures or exports
+        patience = InitProcessGroupKwargs(timeout=timedelta(hours=2))
+        self.accelerator = Accelerator(cpu=run.device == "cpu", kwargs_handlers=[patience])
         if not run.processes:
             begun = begun_with(folder) if resume else 0
             run = replace(run, processes=begun or self.accelerator.num_processes)

@@ -27,7 +27,7 @@ from benchmarks.config import config
 from benchmarks.protocol import Protocol
 from metrics.base import Prompt, UserError
 from trainers.backbones.base import Backbone
-from trainers.base import Guidance, Logs, RewardTrainer, Roles, SamplerConfig, World, register
+from trainers.base import Count, Guidance, Logs, RewardTrainer, Roles, SamplerConfig, World, register
 from trainers.dmd import X0_SOURCES, descend, fake_score_loss, last_step_x0
 from trainers.draws import Draws
 from trainers.flow import LevelAt, Prediction, RenoiseLaw, Velocity
@@ -156,7 +156,7 @@ class ReflConfig(StudentSampling):
 
     sampler: SamplerConfig = SamplerConfig()
     student_guidance: Guidance = 1.0  # of the student, in rollout, training and use; 1 = off
-    batch_size: int = 32  # prompts per iteration and process
+    batch_size: Count = 32  # prompts per iteration and process
     x0_source: Literal["last_step", "renoised_rollout"] = "last_step"
     # Of last_step, k ~ U{first_step..K}: what the first of many steps predict is too blurred to be judged, and ReFL
     # trains on the last 10 of 40
@@ -166,8 +166,6 @@ class ReflConfig(StudentSampling):
     ema: EmaConfig = EmaConfig()
 
     def __post_init__(self) -> None:
-        if self.batch_size < 1:
-            raise ValueError("batch_size must be at least 1")
         if not 1 <= self.first_step <= self.sampler.num_inference_steps:
             raise ValueError("first_step must lie in 1 to sampler.num_inference_steps")
         if self.first_step > 1 and self.x0_source != "last_step":

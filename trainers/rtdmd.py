@@ -31,7 +31,7 @@ from metrics.base import Prompt
 from trainers import ac_dmd, subgrpo
 from trainers.ac_dmd import AcDmdConfig
 from trainers.backbones.base import Backbone
-from trainers.base import Guidance, Logs, Networks, Roles, RolesTrainer, SamplerConfig, World, register
+from trainers.base import Count, Guidance, Logs, Networks, Roles, RolesTrainer, SamplerConfig, World, register
 from trainers.dmd import descend, step_reached
 from trainers.draws import Noise
 from trainers.first_step import FirstStepConfig, first_step_term
@@ -49,13 +49,9 @@ from trainers.unread import read_where
 class ColdStartConfig:
     """Stage I."""
 
-    batch_size: int = 32  # prompts per iteration and process
-    fake_score_updates: int = 2  # R, per student update
+    batch_size: Count = 32  # prompts per iteration and process
+    fake_score_updates: Count = 2  # R, per student update
     share_rollout: bool = False  # one rollout for both updates; the code draws a new one for the student
-
-    def __post_init__(self) -> None:
-        if self.batch_size < 1 or self.fake_score_updates < 1:
-            raise ValueError("batch_size and fake_score_updates must be at least 1")
 
 
 @config

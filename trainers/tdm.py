@@ -31,7 +31,7 @@ from benchmarks.config import config
 from benchmarks.samplers import euler, sigma_grid
 from metrics.base import Prompt, UserError
 from trainers.backbones.base import Backbone
-from trainers.base import DistillationTrainer, Guidance, Logs, Networks, SamplerConfig, World, register
+from trainers.base import Count, DistillationTrainer, Guidance, Logs, Networks, SamplerConfig, World, register
 from trainers.dmd import descend, dmd_gradient, magnitude
 from trainers.draws import Draws
 from trainers.flow import Velocity, eps_from_v, subinterval, x0_from_v
@@ -47,7 +47,7 @@ class TdmConfig(StudentSampling):
 
     sampler: SamplerConfig = SamplerConfig(sampler="euler")
     guidance_scale: Guidance = 4.5  # of the teacher; 1 = off
-    batch_size: int = 16  # prompts per iteration and process
+    batch_size: Count = 16  # prompts per iteration and process
     separate: bool = True  # t ends below the step's own start t_i; else at `high` for every step
     random_end: bool = False  # t_m anywhere within the step
     low: float = 0.02  # least t
@@ -61,8 +61,6 @@ class TdmConfig(StudentSampling):
     ema: EmaConfig = EmaConfig(decay=0.0)
 
     def __post_init__(self) -> None:
-        if self.batch_size < 1:
-            raise ValueError("batch_size must be at least 1")
         if not 0 < self.low < self.high < 1 or self.gap <= 0:
             raise ValueError("low, high and gap must satisfy 0 < low < high < 1 and gap > 0")
         if self.separate and self.high != TdmConfig.high:

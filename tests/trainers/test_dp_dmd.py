@@ -159,7 +159,7 @@ def test_student_carries_the_double_shifted_levels() -> None:
     ("table", "message"),
     [
         ({"sampler": {"num_inference_steps": 1}}, "detach_after_first leaves distribution matching no step"),
-        ({"fake_score_updates": 0}, "must be at least 1"),
+        ({"fake_score_updates": 0}, "fake_score_updates: Input should be greater than or equal to 1"),
         ({"sampler": {"sampler": "cps"}}, "the student runs a deterministic sampler"),
         ({"first_step": {"k_anchor": 31}}, "k_anchor must lie in"),
         ({"div_weight": 0.05}, "unknown key 'div_weight'"),

@@ -207,7 +207,7 @@ def test_student_reaches_the_teachers_distribution(separate: bool) -> None:
     ("table", "message"),
     [
         ({"sampler": {"sampler": "cps"}}, "the trajectory is deterministic"),
-        ({"batch_size": 0}, "batch_size must be at least 1"),
+        ({"batch_size": 0}, "batch_size: Input should be greater than or equal to 1, not 0"),
         ({"low": 0.99}, "low, high and gap must satisfy"),
         ({"high": 0.5}, "high is where t ends with separate = false: set that, or leave high out"),
         ({"huber_c": 0.0}, "huber_c and max_snr must be above 0"),
