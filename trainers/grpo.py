@@ -173,9 +173,7 @@ class GrpoConfig(StudentSampling):
     sampler: SdeSamplerConfig = SdeSamplerConfig(sampler="renoise")
     inference: SamplerConfig | None = None  # how the student is benchmarked, where not as it is trained
     student_guidance: Guidance = 1.0  # of the student, in rollout, training and use; 1 = off
-    updates: Count = (
-        1  # optimiser steps per epoch; from the second on bfloat16 rounds rho by more than the clip
-    )
+    updates: Count = 1  # optimiser steps per epoch; from the second on bfloat16 rounds rho by more than the clip
     grpo: GrpoTerm = GrpoTerm(kl_weight=0.04)
     student: OptimiserConfig = OptimiserConfig(lr=3e-4, weight_decay=1e-4)
     ema: EmaConfig = EmaConfig(decay=0.9, every=8, warmup=True)
