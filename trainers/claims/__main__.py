@@ -24,11 +24,11 @@ from rich.console import Console
 from rich.table import Table
 
 from benchmarks.cli import parse
-from benchmarks.config import UserError
 from benchmarks.screen import guarded
 from benchmarks.suites import read_suite
 from leaderboards.studies import STUDIES, Claims
 from leaderboards.study_report import tally, write_study
+from trainers.backbones.prompt_store import made_folder
 from trainers.claims.measures import check_measures
 from trainers.claims.plan import Study, find_plan, read_study
 from trainers.claims.record import Records
@@ -56,10 +56,7 @@ def main(arguments: Arguments) -> int:
     study = read_study(path)
     check_plan(study)
     to = arguments.study or STUDIES / f"{path.stem}-claims.json"
-    try:
-        to.parent.mkdir(parents=True, exist_ok=True)
-    except OSError as error:
-        raise UserError(f"{to}: no folder to write to ({error.strerror}); --study names the study's file") from error
+    made_folder(to.parent, "--study")
     folder = arguments.out or Path("runs") / f"claims-{path.stem}"
     runs = Runs(study, folder, Records(to.with_suffix("") / "runs"), arguments.compile)
     items = ordered(study)
