@@ -45,6 +45,7 @@ from trainers.checkpoint import (
     write_text,
 )
 from trainers.config import RunConfig, StageConfig
+from trainers.launch import check_launch
 from trainers.pause import Pause
 from trainers.progress import Progress
 from trainers.start import PER_ITERATION, prepare
@@ -88,6 +89,7 @@ class Loop:
         # The others wait in a collective while the main process measures or exports
         patience = InitProcessGroupKwargs(timeout=timedelta(hours=2))
         self.accelerator = Accelerator(cpu=run.device == "cpu", kwargs_handlers=[patience])
+        check_launch(self.accelerator, run.backbone)
         if not run.processes:
             begun = begun_with(folder) if resume else 0
             run = replace(run, processes=begun or self.accelerator.num_processes)
