@@ -48,6 +48,24 @@ def test_a_second_run_encodes_nothing_and_gets_the_same_bits(family: str, tmp_pa
         again.encode(["a new prompt"])
 
 
+def test_the_encoders_files_are_read_once_for_rows_and_for_teacher_samples(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    read: list[Path] = []
+
+    def counting(folder: Path, *others: Any) -> str:
+        read.append(folder)
+        return encoders_digest(folder, *others)
+
+    monkeypatch.setattr("trainers.backbones.family.encoders_digest", counting)
+    path, kept = make("sd3", tmp_path / "sd3"), tmp_path / "prompts"
+    backbone = load(BackboneConfig(kind="sd3", path=str(path), prompt_cache_folder=str(kept)), CPU)
+    assert backbone.teacher_digest() == backbone.teacher_digest()
+    assert read == [path]
+    (folder,) = kept.iterdir()
+    assert folder.name == encoders_digest(path, backbone.protocol().call_arguments, CPU)[:32]
+
+
 def test_rows_of_other_encoders_are_other_rows(tmp_path: Path) -> None:
     one, two = make("z_image", tmp_path / "one"), make("z_image", tmp_path / "two", seed=1)
     digests = [encoders_digest(one, {}, CPU), encoders_digest(two, {}, CPU), encoders_digest(one, {"a": 1}, CPU)]

@@ -15,6 +15,7 @@ import contextlib
 import hashlib
 from collections import OrderedDict
 from collections.abc import Callable, Iterator, Sequence
+from functools import cached_property
 from pathlib import Path
 from typing import Any, ClassVar
 
@@ -96,9 +97,9 @@ class Family:
         """Return v [B, ...] of one call of a role's network, t float32 [B]."""
         raise NotImplementedError
 
-    def negative(self, count: int) -> Embeddings:
-        """Return the embeddings of `count` images without their prompt, for guidance."""
-        return self.encode([self._protocol.negative_prompt] * count)
+    def negative(self) -> Row:
+        """Return the row, on the device, of an image without its prompt, for guidance."""
+        return self._rows([self._protocol.negative_prompt])[0]
 
     def joined(self, rows: Sequence[Row]) -> Embeddings:
         """Return the rows of B prompts as the network wants them."""
@@ -133,9 +134,12 @@ class Family:
         """The network's own settings."""
         return getattr(self.pipeline, self.denoiser).config
 
-    @torch.no_grad()
     def encode(self, prompts: Sequence[str]) -> Embeddings:
         """Return the embeddings of B prompts; none is encoded twice while in the cache."""
+        return self.joined(self._rows(prompts))
+
+    @torch.no_grad()
+    def _rows(self, prompts: Sequence[str]) -> list[Row]:
         missing = [prompt for prompt in dict.fromkeys(prompts) if prompt not in self._cache]
         for start in range(0, len(missing), ENCODED_AT_ONCE):
             some = missing[start : start + ENCODED_AT_ONCE]
@@ -149,7 +153,11 @@ class Family:
         rows_of = {prompt: tuple(self._used(x) for x in self._cache[prompt]) for prompt in dict.fromkeys(prompts)}
         while len(self._cache) > self.settings.prompt_cache:
             self._cache.popitem(last=False)
-        return self.joined([rows_of[prompt] for prompt in prompts])
+        return [rows_of[prompt] for prompt in prompts]
+
+    @cached_property
+    def _negative(self) -> Row:
+        return self.negative()  # kept on the device: every guided call asks for it
 
     def velocity(
         self,
@@ -166,7 +174,8 @@ class Family:
         t = self._levels(t, len(x_t))
         if guidance_scale <= 1:
             return self._call(role, x_t, t, prompts, fake_scale)
-        both = tuple(_stacked(empty, own) for empty, own in zip(self.negative(len(x_t)), prompts, strict=True))
+        negative = self.joined([self._negative] * len(x_t))
+        both = tuple(_stacked(empty, own) for empty, own in zip(negative, prompts, strict=True))
         v = self._call(role, torch.cat([x_t, x_t]), torch.cat([t, t]), both, fake_scale)
         unconditional, conditional = v.chunk(2)
         return guided(unconditional, conditional, guidance_scale)
@@ -227,10 +236,14 @@ class Family:
         """Return the folder's own protocol."""
         return self._protocol
 
+    @cached_property
+    def text_digest(self) -> str:
+        """The sha256 of what decides prompts' embeddings: gigabytes of files are read once."""
+        return encoders_digest(Path(self.settings.path), self._protocol.call_arguments, self.device)
+
     def teacher_digest(self) -> str:
         """Return the sha256 of the base weights, LoRA adapters left out, and of what decides prompts' embeddings."""
-        arguments = self._protocol.call_arguments
-        digest = hashlib.sha256(encoders_digest(Path(self.settings.path), arguments, self.device).encode())
+        digest = hashlib.sha256(self.text_digest.encode())
         for name, tensor in sorted(self._roles.base_state().items()):
             digest.update(name.encode() + whole(tensor).detach().float().cpu().contiguous().numpy().tobytes())
         return digest.hexdigest()

@@ -45,9 +45,7 @@ def keep_prompts(backbone: Any, settings: "BackboneConfig") -> None:
     if settings.offload_text_encoders:
         backbone.embed = offloaded(backbone.embed, encoders, backbone.device)
     if settings.prompt_cache_folder and encoders:
-        arguments = backbone.protocol().call_arguments
-        digest = encoders_digest(Path(settings.path), arguments, backbone.device)
-        folder = made_folder(Path(settings.prompt_cache_folder) / digest[:32], "prompt_cache_folder")
+        folder = made_folder(Path(settings.prompt_cache_folder) / backbone.text_digest[:32], "prompt_cache_folder")
         store = PromptStore(folder, backbone.device)
         backbone.embed = store.remembering(backbone.embed)
 

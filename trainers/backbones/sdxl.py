@@ -57,12 +57,12 @@ class Sdxl(Family):
         )
         return list(zip(tokens, pooled, strict=True))
 
-    def negative(self, count: int) -> Embeddings:
+    def negative(self) -> Row:
         """Return zeros for an empty negative prompt where the settings, or else the folder, ask for them."""
-        rows = super().negative(count)
+        row = super().negative()
         own = not self._protocol.negative_prompt and self.pipeline.config.force_zeros_for_empty_prompt
         zeros = {"zeros": True, "empty_prompt": False}.get(self.settings.unconditional, own)
-        return tuple(torch.zeros_like(row) for row in rows) if zeros else rows
+        return tuple(torch.zeros_like(x) for x in row) if zeros else row
 
     def noise_scale(self, t: float) -> float:
         """Return the factor of unit noise that a sampler begins with at level t: the UNet is shown unit noise."""
