@@ -49,7 +49,8 @@ OFFICIAL = {  # the packages behind the golden of each metric; all goldens lie i
     "hps_v21": ("hpsv2",),
 }
 TOLERANCES = {  # of scores: 1e-6 on a cosine, 1e-4 on PickScore's logits, and what these become on other scales
-    "aesthetic": 1.2e-6,  # 1e-6 of the largest score; the head by itself: 1e-6
+    # 2e-6 of the largest score: five matrices, in float32, of which two processors made 1.4e-6. The head: 1e-6
+    "aesthetic": 2.4e-6,
     "clip_score.unirl": 1e-6 * 100 / 30,
     "clip_score.hessel": 2.5e-6,
     "pick_score": 1e-4,

@@ -152,6 +152,13 @@ def load(path: Path) -> tuple[dict[str, np.ndarray], dict[str, object]]:
         return dict(stages), json.loads(path.with_suffix(".json").read_text(encoding="utf-8"))
 
 
+def rounding(stages: Mapping[str, np.ndarray], name: str) -> float:
+    """Return how far float32 scores may be from the official ones in float64 (<name>_64), by their rounding alone.
+
+    Twice what the official float32 ones are: another processor multiplies in another order and rounds otherwise."""
+    return 2 * float(np.abs(stages[name] - stages[f"{name}_64"]).max())
+
+
 def grey_levels(pixels: np.ndarray, *, exact: bool = False) -> np.ndarray:
     """Return normalised pixels [3, H, W], or patches [n, 3, pixels], as the 8-bit values they were made of.
 

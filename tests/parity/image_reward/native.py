@@ -28,6 +28,7 @@ TRUE_VISION, TRUE_TEXT = blip.VISION, blip.TEXT
 SHRUNKEN_VISION = {**blip.VISION, **sizes.VISION}
 SHRUNKEN_TEXT = {**blip.TEXT, **sizes.TEXT, "bos_token_id": None}
 FILE = "ImageReward.pt"
+EXACT = 1e-12  # of values about 1, in float64
 VARIANTS = 16  # pairs that the variants are compared on: their model is the same, and their pictures have all shapes
 
 
@@ -90,8 +91,11 @@ def write_weights(folder: Path, layout: Mapping[str, tuple[int, ...]], vocabular
 
 @torch.no_grad()
 def compare(stages: Mapping[str, np.ndarray], about: Mapping[str, Any]) -> Iterator[Stage]:
-    """Yield every stage of an official run against the model whose weights are written."""
-    model = BlipFile(manifest("image-reward-v1"), FILE, torch.device("cpu"))
+    """Yield every stage of an official run against the model whose weights are written.
+
+    Formulas are compared in float64, where no processor's rounding counts; scores as they are used, in float32."""
+    model, exact = (BlipFile(manifest("image-reward-v1"), FILE, torch.device("cpu")) for _ in range(2))
+    exact.model.double()
     read = BertTokens(manifest("bert-base-uncased-vocab"))
     tokens = read.tokens(list(sizes.AWKWARD)).numpy()
     yield Stage("token ids", float(np.abs(tokens[:, 0] - stages["ids"]).max()), 0)
@@ -103,18 +107,19 @@ def compare(stages: Mapping[str, np.ndarray], about: Mapping[str, Any]) -> Itera
     yield Stage("pixels (pictures that differ)", float(sum(wrong)), 0)
     prompts = read.tokens([prompt for _, prompt in pairs])
     singles = [prompts[index : index + 1] for index in range(len(pairs))]
-    images = [model.image(one) for one in pixels]
-    shown = len(stages["image"])
-    corner = torch.cat(images[:shown])[:, : stages["image"].shape[1], : stages["image"].shape[2]]
-    yield Stage("image states", _gap(corner, stages["image"]), 1e-6)
-    hidden = torch.cat([model.model.read(*one) for one in zip(images[:shown], singles, strict=False)])
-    yield Stage("[CLS] state", _gap(hidden, stages["hidden"]), 1e-6)
-    alone = torch.cat([model.score(*one) for one in zip(images, singles, strict=True)])
-    yield Stage("score", _gap(alone, stages["score"]), 1e-6)
-    for name in ("refl", "rtdmd"):
-        seen = [model.image(PICTURES[f"-{name}"].from_pil([picture])) for picture, _ in pairs[:VARIANTS]]
-        found = torch.cat([model.score(*one) for one in zip(seen, singles, strict=False)])
-        yield Stage(f"score, {name}", _gap(found, stages[name][:VARIANTS]), 1e-6)
+    _, tokens_shown, width = stages["image_64"].shape
+    images = [exact.image(one.double()) for one in pixels[: len(stages["image_64"])]]
+    corner = torch.cat(images)[:, :tokens_shown, :width]
+    yield Stage("image states, float64", _gap(corner, stages["image_64"]), EXACT)
+    hidden = torch.cat([exact.model.read(*one) for one in zip(images, singles, strict=False)])
+    yield Stage("[CLS] state, float64", _gap(hidden, stages["hidden_64"]), EXACT)
+    for name, variant in (("score", ""), ("refl", "-refl"), ("rtdmd", "-rtdmd")):
+        seen = [PICTURES[variant].from_pil([picture]) for picture, _ in (pairs[:VARIANTS] if variant else pairs)]
+        official, label = stages[f"{name}_64"][: len(seen)], f"score, {name}" if variant else name
+        in_64 = [exact.score(exact.image(one.double()), read) for one, read in zip(seen, singles, strict=False)]
+        yield Stage(f"{label}, float64", _gap(torch.cat(in_64), official), EXACT)
+        found = [model.score(model.image(one), read) for one, read in zip(seen, singles, strict=False)]
+        yield Stage(label, _gap(torch.cat(found), official), common.rounding(stages, name))
     with torch.enable_grad():
         yield Stage("gradient (relative)", gradient_gap(model, pixels, singles, stages), 1e-5)
 

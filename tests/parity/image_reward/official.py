@@ -113,17 +113,32 @@ def make_model(package: Any, full: bool) -> tuple[Any, str, int]:
     return model.eval(), common.checksum(weights), len(state)
 
 
-def rewards_of_floats(model: Any, picture: Any, ids: torch.Tensor, mask: torch.Tensor) -> tuple[float, float]:
-    """Return the scores as ReFL's and RTDMD's rewards see a picture: floats, each resized in its own way."""
+def floats_of(picture: Any) -> dict[str, torch.Tensor]:
+    """Return pixels [1, 3, H, W] as ReFL's and RTDMD's rewards see a picture: floats, each resized in its own way."""
     floats = torch.from_numpy(np.asarray(picture)).permute(2, 0, 1).float()[None] / 255
     normalise = Normalize(common.MEAN, common.STD)
     cropped = Compose([Resize(224, interpolation=InterpolationMode.BICUBIC), CenterCrop(224), normalise])(floats)
     squashed = normalise(F.interpolate(floats, size=(224, 224), mode="bicubic", align_corners=False))
-    return model.score_gard(ids, mask, cropped).item(), model.score_gard(ids, mask, squashed).item()
+    return {"refl": cropped, "rtdmd": squashed}
+
+
+def states(model: Any, read: Any, pixels: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
+    """Return the states [1, N, D] of normalised pixels and the text's [1, L, D], which attends to them."""
+    image = model.blip.visual_encoder(pixels)
+    text = model.blip.text_encoder(
+        read.input_ids,
+        attention_mask=read.attention_mask,
+        encoder_hidden_states=image,
+        encoder_attention_mask=torch.ones(image.shape[:-1], dtype=torch.long),
+        return_dict=True,
+    )
+    return image, text.last_hidden_state
 
 
 def record(package: Any, full: bool, count: int) -> tuple[dict[str, np.ndarray], dict[str, object]]:
-    """Return all stages and what made them."""
+    """Return all stages and what made them.
+
+    In float32, and again in float64 (*_64), which does not depend on the processor and shows what float32 costs."""
     model, weights, keys = make_model(package, full)
     tokenizer = model.blip.tokenizer
     stages: dict[str, list[Any]] = {}
@@ -141,24 +156,14 @@ def record(package: Any, full: bool, count: int) -> tuple[dict[str, np.ndarray],
         read = tokenizer(prompt, **cut)
         pixels = model.preprocess(picture)[None]
         pixel_digests.append(common.digest(common.grey_levels(pixels[0].numpy(), exact=True)))
-        with torch.no_grad():
-            refl, rtdmd = rewards_of_floats(model, picture, read.input_ids, read.attention_mask)
-            score = model.score(prompt, picture)
-        add(score=np.float32(score), refl=np.float32(refl), rtdmd=np.float32(rtdmd))
+        rewards = {name: rewarded(model, read, floats) for name, floats in floats_of(picture).items()}
+        add(score=np.float32(model.score(prompt, picture)), **{name: np.float32(r) for name, r in rewards.items()})
         if index < common.SHOWN:
             pixels.requires_grad_()
-            image = model.blip.visual_encoder(pixels)
-            hidden = model.blip.text_encoder(
-                read.input_ids,
-                attention_mask=read.attention_mask,
-                encoder_hidden_states=image,
-                encoder_attention_mask=torch.ones(image.shape[:-1], dtype=torch.long),
-                return_dict=True,
-            ).last_hidden_state[:, 0]
             reward = model.score_gard(read.input_ids, read.attention_mask, pixels)
             (gradient,) = torch.autograd.grad(reward.sum(), pixels)
             strided = gradient[0, :, :: sizes.STRIDE, :: sizes.STRIDE]
-            add(image=image[0, :TOKENS, :WIDTH], hidden=hidden[0], gradient=strided, grad_max=gradient.abs().max())
+            add(gradient=strided, grad_max=gradient.abs().max())
     first, second = [picture for picture, _ in common.pairs(2)]
     ranks = {str(n): repr(model.inference_rank("a", [first, second][:n])[0]) for n in (1, 2)}
     about: dict[str, object] = {
@@ -170,7 +175,22 @@ def record(package: Any, full: bool, count: int) -> tuple[dict[str, np.ndarray],
         "ranks": ranks,
         "raised": common.raised(lambda picture: model.score("a", picture), 64),
     }
+    model.double()
+    for index, (picture, prompt) in enumerate(common.pairs(count)):
+        read = tokenizer(prompt, **cut)
+        pixels = {"score": model.preprocess(picture)[None], **floats_of(picture)}
+        add(**{f"{name}_64": np.float64(rewarded(model, read, one.double())) for name, one in pixels.items()})
+        if index < common.SHOWN:
+            with torch.no_grad():
+                image, text = states(model, read, pixels["score"].double())
+            add(image_64=image[0, :TOKENS, :WIDTH], hidden_64=text[0, 0])
     return {name: np.stack(values) for name, values in stages.items()}, about
+
+
+@torch.no_grad()
+def rewarded(model: Any, read: Any, pixels: torch.Tensor) -> float:
+    """Return the reward of normalised pixels and a prompt."""
+    return model.score_gard(read.input_ids, read.attention_mask, pixels).item()
 
 
 def main() -> None:
