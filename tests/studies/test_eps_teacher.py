@@ -7,6 +7,7 @@ from pathlib import Path
 import pytest
 import torch
 
+from benchmarks.protocol import Protocol
 from tests.studies import eps_teacher as study
 from tests.studies.eps_teacher import (
     MIX,
@@ -66,7 +67,11 @@ def rehearse(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> Callable[[Parts
         told = [Statistics(exact.mean, exact.pixels * (1 + part), exact.blocks) for part in parts]
         monkeypatch.setattr(study, "train_teacher", lambda folder, arguments: None)
         monkeypatch.setattr(study, "distil", lambda trainer, updates: None)
-        monkeypatch.setattr(study, "sampled", lambda *rest: told.pop(0))
+        far = Statistics(exact.mean, 2 * exact.pixels, exact.blocks)  # the ends of several steps are not judged
+        teachers = (told.pop(0), far)
+        monkeypatch.setattr(
+            study, "sampled", lambda backbone, role, *rest: teachers if role == "teacher" else (far, told.pop(0))
+        )
         return main(Arguments(out=tmp_path / "eps.json"))
 
     return call
@@ -85,7 +90,8 @@ def rehearse(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> Callable[[Parts
 def test_the_verdict(parts: Parts, code: int, rehearse: Callable[[Parts], int], tmp_path: Path) -> None:
     assert rehearse(parts) == code
     found = json.loads((tmp_path / "eps.json").read_text())
-    assert [one["against"] for one in found.values()] == ["data", *["teacher"] * 4]
+    assert [one["against"] for one in found.values()] == ["data", *["teacher"] * 6]
+    assert found["4 steps, distilled: the last alone"]["pixels"] > 0.6
     assert found["4 steps, distilled"]["pixels"] == pytest.approx(abs(parts[4] - parts[0]) / (1 + parts[0]), abs=1e-6)
 
 
@@ -93,4 +99,27 @@ def test_a_study_that_is_cut_short_does_not_hold(tmp_path: Path, capsys: pytest.
     short = Arguments(teacher_iterations=10, updates=(1, 1), batch=4, count=4, out=tmp_path / "eps.json")
     assert main(short) == 1
     shown = capsys.readouterr().out.splitlines()
-    assert shown[-1].startswith("does not hold") and len(shown) == 7
+    assert shown[-1].startswith("does not hold") and len(shown) == 9
+
+
+def test_all_steps_predictions_are_measured_beside_the_last() -> None:
+    """A student that predicts 1 in its first step and 3 in its second, whatever it is shown."""
+
+    class Backbone:
+        latent_shape, device = (4, 8, 8), torch.device("cpu")
+
+        def encode(self, prompts: list[str]) -> None:
+            return None
+
+        def noise_scale(self, t: float) -> float:
+            return 1.0
+
+        def velocity(self, role: str, x_t: torch.Tensor, t: float, prompts: None) -> torch.Tensor:
+            return (x_t - (3 if t < 1 else 1)) / t
+
+    protocol = Protocol(sampler="renoise", num_inference_steps=2, sigmas=(1.0, 0.5), height=64, width=64)
+    ends, predictions = study.sampled(Backbone(), "student", protocol, 8)  # type: ignore[arg-type]
+    assert ends.mean.flatten().tolist() == pytest.approx([3.0] * 16, abs=1e-4)
+    assert predictions.mean.flatten().tolist() == pytest.approx([2.0] * 16, abs=1e-4)
+    assert ends.pixels.abs().max() < 1e-6
+    assert predictions.pixels.diagonal().tolist() == pytest.approx([1.0] * 4, abs=0.01)
