@@ -82,6 +82,7 @@ class Training(Strict):
     image_free: bool  # needed no real pictures
     network_passes: Count  # of the denoiser, forward and backward each counted once
     prompts_digest: Digest | None = None  # of the training prompts; None where the record is older than this field
+    base_digest: Digest | None = None  # of the base's files, as its own results have it; None: older, or no files
     curves: list[dict[str, JsonValue]] = []  # canary points: {"iteration": ..., "<metric id>": ...}
     stages: list[StageRecord] = []
 

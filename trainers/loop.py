@@ -27,8 +27,9 @@ from benchmarks.overlap import write_fingerprints
 from benchmarks.protocol import write_protocol
 from leaderboards.schema import StageRecord
 from leaderboards.schema import Training as TrainingRecord
-from trainers.backbones.base import Backbone, BackboneConfig
+from trainers.backbones.base import Backbone, BackboneConfig, find_loader
 from trainers.backbones.base import load as load_backbone
+from trainers.backbones.checkpoint import base_digests, check_base
 from trainers.base import Trainer, World
 from trainers.canary import Canary
 from trainers.checkpoint import (
@@ -54,7 +55,7 @@ from trainers.start import PER_ITERATION, prepare
 PARTS = frozenset(
     {
         "position", "passes", "prompt_positions", "log_lines", "recent", "curves", "stages", "rewards", "trainer",
-        "idle_fake_score", "prompt_digests",
+        "idle_fake_score", "prompt_digests", "base_digests",
     }
 )  # fmt: skip
 # What may change between starts
@@ -106,6 +107,9 @@ class Loop:
             if not resume:
                 forget_run(folder)
             claim_folder(folder, method, run, FREE, where)
+        # Of a large base a minute's work: the main process does it for all. A plug-in's kind may have no such files
+        read = self.accelerator.is_main_process and hasattr(find_loader(run.backbone), "pipeline_class")
+        self._base_digests = base_digests(run.backbone) if read else {}
         self.accelerator.wait_for_everyone()
         self._curves: list[dict[str, Any]] = []
         self._stages: list[dict[str, Any]] = []  # what training.json tells of each finished stage
@@ -322,6 +326,7 @@ class Loop:
                 "passes": self.backbone.passes,
                 "prompt_positions": self._start.prompts.state_dict(),
                 "prompt_digests": self._start.prompts.digests,
+                "base_digests": self._base_digests,
                 "log_lines": self._log_lines,
                 "recent": recent,
                 "curves": self._curves,
@@ -342,10 +347,11 @@ class Loop:
     def _restore(self, trainer: Trainer, stage: str, state: dict[str, Any] | None) -> None:
         """Continue from a checkpoint; what the log holds beyond it is cut off and will be written again.
 
-        Raises UserError where the prompts have changed since."""
+        Raises UserError where the prompts or the base's weights have changed since."""
         if state:
             with located(str(self.folder)):
                 self._start.prompts.check(state["prompt_digests"])
+                check_base(self.run.backbone, self._base_digests, state["base_digests"])
         log = self.folder / LOG
         if log.exists() and self.accelerator.is_main_process:
             lines = log.read_text(encoding="utf-8").splitlines(keepends=True)
@@ -373,6 +379,7 @@ class Loop:
                 and all(stage["image_free"] for stage in self._stages),
                 network_passes=self.backbone.passes,
                 prompts_digest=self._start.prompts.all.digest,
+                base_digest=self._base_digests.get("path"),
                 curves=self._curves,
                 stages=[StageRecord(**stage) for stage in self._stages],
             )

@@ -11,7 +11,7 @@ import torch
 from safetensors.torch import save_file
 from torch import Tensor
 
-from benchmarks.checkpoints import PipelineFiles, check_pipeline
+from benchmarks.checkpoints import PipelineFiles, check_pipeline, digest_files
 from benchmarks.config import UserError
 from benchmarks.models import Pipeline, open_model
 from benchmarks.native import default_protocol, load_pipeline, takes, wrong_size
@@ -55,6 +55,30 @@ def open_base(settings: BackboneConfig) -> Pipeline:
     if not isinstance(model, Pipeline):
         raise UserError(f"{folder}: not a diffusers folder; backbone.path names the base model's")
     return replace(model, protocol=_as_asked(model.files, model.protocol, settings))
+
+
+def base_digests(settings: BackboneConfig) -> dict[str, str]:
+    """Return the sha256 of what a run starts from, base and student's start, by the setting that names it.
+
+    Of a folder it is the digest that the model's own results carry."""
+    named = {"path": settings.path, "student_path": settings.student_path}
+    return {key: _digest(Path(path)) for key, path in named.items() if path}
+
+
+def check_base(settings: BackboneConfig, now: Mapping[str, str], before: Mapping[str, str]) -> None:
+    """Raise UserError where a run's base, or its student's start, has other weights than when the run began."""
+    for key, digest in now.items():
+        if before.get(key, digest) != digest:
+            raise UserError(
+                f"backbone.{key} {getattr(settings, key)!r} has other weights than when the run began: restore them, "
+                "use another --out, or start over with --no-resume"
+            )
+
+
+def _digest(path: Path) -> str:
+    if path.suffix == ".safetensors":
+        return digest_files([path], path.parent)
+    return digest_files(check_pipeline(path).files(), path)
 
 
 def _as_asked(files: PipelineFiles, protocol: Protocol, settings: BackboneConfig) -> Protocol:
