@@ -287,7 +287,11 @@ def test_a_full_student_beside_an_adapter_trains_its_weights_and_the_fake_score_
     teacher, digest = velocity("teacher").detach(), backbone.teacher_digest()
     perturb(fake_score)
     leaning = velocity("teacher", 0.5)
-    assert torch.equal(velocity("teacher"), teacher) and torch.equal(velocity("student"), teacher)
+    assert torch.equal(velocity("teacher"), teacher)
+    # Trained weights may be multiplied by another kernel than frozen ones, on some processors
+    assert torch.allclose(velocity("student"), teacher, rtol=0, atol=1e-5)
+    own = dict(backbone._roles.merged("student"))  # type: ignore[attr-defined]
+    assert own.keys() == base.keys() and all(torch.equal(own[name], one) for name, one in base.items())
     assert not torch.allclose(leaning, teacher, atol=1e-4)
     assert torch.equal(velocity("fake_score", 0.5), leaning) and torch.equal(velocity("fake_score", 0.0), teacher)
     velocity("student").mean().backward()
@@ -297,7 +301,8 @@ def test_a_full_student_beside_an_adapter_trains_its_weights_and_the_fake_score_
     with pytest.raises(UserError, match=r'export.weights = "lora" needs backbone.training = "lora"'):
         backbone.export(pipeline_folder / "never", "lora", "float32")
     backbone.reset()
-    assert torch.equal(velocity("student"), teacher) and torch.equal(velocity("fake_score"), teacher)
+    assert torch.allclose(velocity("student"), teacher, rtol=0, atol=1e-5)
+    assert torch.equal(velocity("fake_score"), teacher)
 
 
 def test_reference_is_the_student_as_it_was_and_stays(backbone: base.Backbone) -> None:

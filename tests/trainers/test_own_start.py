@@ -58,7 +58,9 @@ def test_student_begins_as_the_other_network_and_the_rest_as_the_base(
     (base,), (other,) = (velocities(backbone_of(folder), "teacher") for folder in (pipeline_folder, distilled))
     backbone = backbone_of(pipeline_folder, source, training, fake_score_training=fake_score)
     student, fake_score, teacher = velocities(backbone, "student", "fake_score", "teacher")
-    assert torch.equal(student, other) and torch.equal(teacher, base) and torch.equal(fake_score, base)
+    # Answers of trained and of frozen weights may differ in their last bits, by the kernels that a processor has
+    assert torch.equal(teacher, base) and torch.allclose(fake_score, base, rtol=0, atol=1e-5)
+    assert torch.allclose(student, other, rtol=0, atol=1e-5) and not torch.allclose(student, base, atol=1e-3)
     assert backbone.teacher_digest() == backbone_of(pipeline_folder).teacher_digest()
 
 
