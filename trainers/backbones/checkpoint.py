@@ -78,7 +78,7 @@ def check_base(settings: BackboneConfig, now: Mapping[str, str], before: Mapping
 def _digest(path: Path) -> str:
     if path.suffix == ".safetensors":
         return digest_files([path], path.parent)
-    return digest_files(check_pipeline(path).files(), path)
+    return open_model(path).digest
 
 
 def _as_asked(files: PipelineFiles, protocol: Protocol, settings: BackboneConfig) -> Protocol:

@@ -114,7 +114,9 @@ def compare(stages: Mapping[str, np.ndarray], about: Mapping[str, Any]) -> Itera
     hidden = torch.cat([exact.model.read(*one) for one in zip(images, singles, strict=False)])
     yield Stage("[CLS] state, float64", _gap(hidden, stages["hidden_64"]), EXACT)
     for name, variant in (("score", ""), ("refl", "-refl"), ("rtdmd", "-rtdmd")):
-        seen = [PICTURES[variant].from_pil([picture]) for picture, _ in (pairs[:VARIANTS] if variant else pairs)]
+        seen = pixels
+        if variant:
+            seen = [PICTURES[variant].from_pil([picture]) for picture, _ in pairs[:VARIANTS]]
         official, label = stages[f"{name}_64"][: len(seen)], f"score, {name}" if variant else name
         in_64 = [exact.score(exact.image(one.double()), read) for one, read in zip(seen, singles, strict=False)]
         yield Stage(f"{label}, float64", _gap(torch.cat(in_64), official), EXACT)
